@@ -1,0 +1,222 @@
+"""What a run will need in memory, by cause, before anything is loaded; torch-free.
+
+Shapes come from the headers of the safetensors files (a few KiB), so a model of any size is planned in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ArtifactRefused, Problem, SpecRefused
+from tasks.methods.catalogue import trainable_parameters
+from tasks.methods.targets import HEAD_NAMES, chosen_targets
+from tasks.specs import AdapterSpec
+
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+MAX_HEADER_BYTES = 100_000_000
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A base as its files describe it: linear layers of the body (out, in), all other parameters, and the config."""
+
+    linear: Mapping[str, tuple[int, int]]
+    other_parameters: int
+    stored_bytes: int
+    config: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        return sum(rows * columns for rows, columns in self.linear.values()) + self.other_parameters
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by cause, their sum, and what there is."""
+
+    causes: Mapping[str, int]
+    available_bytes: int
+    trainable: int
+    parameters: int
+    micro_batch: int
+    tokens: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.causes.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.available_bytes
+
+
+def read_shapes(folder: Path) -> Shapes:
+    """The shapes of a base folder, without its weights.
+
+    Raises:
+        ArtifactRefused: a header cannot be read.
+    """
+    linear: dict[str, tuple[int, int]] = {}
+    other = stored = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in _header(path).items():
+            if name == "__metadata__":
+                continue
+            shape = tuple(entry["shape"])
+            size = 1
+            for length in shape:
+                size *= length
+            stored += size * DTYPE_BYTES.get(entry["dtype"], 4)
+            module = name.removesuffix(".weight")
+            is_linear = len(shape) == 2 and name.endswith(".weight") and "embed" not in name
+            if is_linear and not any(part in HEAD_NAMES for part in module.split(".")):
+                linear[module] = (shape[0], shape[1])
+            else:
+                other += size
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return Shapes(linear, other, stored, config)
+
+
+def nf4_bytes(parameters: int, *, double_quant: bool = True, block: int = 64, second_block: int = 256) -> int:
+    """Bytes of NF4 weights: half a byte each, and a scale per block of 64: 4 bytes, or 1 byte and 4 per 256 scales.
+
+    Dettmers et al. 2023, arXiv:2305.14314, section 3 ("double quantization": 0.5 -> 0.127 bit per parameter).
+
+    >>> round(nf4_bytes(65_000_000_000) / 65e9 * 8, 3)
+    4.127
+    """
+    blocks = -(-parameters // block)
+    scales = blocks + 4 * -(-blocks // second_block) if double_quant else 4 * blocks
+    return -(-parameters // 2) + scales
+
+
+def plan_memory(
+    spec: AdapterSpec, shapes: Shapes, *, available_bytes: int, longest_tokens: int, on_gpu: bool, half: bool
+) -> MemoryPlan:
+    """The peak of a training run by cause.
+
+    Args:
+        longest_tokens: tokens of the longest row.
+        on_gpu: count the CUDA context and its fragmentation.
+        half: the matrix products run in 16 bit.
+
+    Raises:
+        SpecRefused: the method does not fit the base's modules.
+    """
+    chosen = chosen_targets(shapes.linear, spec.method)
+    trainable = trainable_parameters(chosen, spec.method.rank, spec.method.name)
+    hidden = int(shapes.config.get("hidden_size", 768))
+    if spec.kind == "classification":
+        trainable += hidden * max(len(spec.data.labels), 2)
+    inner = int(shapes.config.get("intermediate_size", 4 * hidden))
+    layers = int(shapes.config.get("num_hidden_layers", 12))
+    vocabulary = int(shapes.config.get("vocab_size", 32_000))
+    batch = min(spec.training.micro_batch or spec.training.batch_size, spec.training.batch_size)
+    tokens = batch * longest_tokens
+    width = 2 if half else 4
+    linear = sum(rows * columns for rows, columns in shapes.linear.values())
+    if spec.base.quantization == "nf4":
+        weights = nf4_bytes(linear, double_quant=spec.base.double_quant) + shapes.other_parameters * width
+        weights += (
+            max((rows * columns for rows, columns in shapes.linear.values()), default=0) * width
+        )  # one layer, dense
+    else:
+        weights = shapes.parameters * width
+    # kept for the backward pass, per token and layer: inputs of the projections, attention's q, k, v, o, the gated MLP's
+    # two branches and their product, and the rank-r activations of the adapter
+    per_layer = (8 * hidden + 4 * inner) * width + 4 * spec.method.rank * 7
+    kept_layers = 1 if spec.training.gradient_checkpointing else layers
+    activations = tokens * (per_layer * kept_layers + (hidden * width * layers if kept_layers == 1 else 0))
+    outputs = tokens * vocabulary * (4 + width) if spec.kind == "generation" else 0
+    eight_bit = spec.training.optimizer == "paged_adamw_8bit" or (spec.training.optimizer == "auto" and on_gpu)
+    causes = {
+        "weights": weights,
+        "adapter": trainable * 4,
+        "gradients": trainable * 4,
+        "optimizer": trainable * (2 if eight_bit else 8),
+        "activations": activations,
+        "outputs": outputs,
+    }
+    if on_gpu:
+        causes["cuda context"] = GIB // 2
+        causes["fragmentation"] = (activations + outputs) // 10
+    return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, batch, longest_tokens)
+
+
+def refuse_if_too_large(plan: MemoryPlan, spec: AdapterSpec) -> None:
+    """Refuse a run that cannot fit, with what would make it fit.
+
+    Raises:
+        SpecRefused: the plan's peak is above what is available.
+    """
+    if plan.fits:
+        return
+    need, have = plan.peak_bytes / GIB, plan.available_bytes / GIB
+    largest = max(plan.causes, key=lambda cause: plan.causes[cause])
+    remedies = []
+    if spec.base.quantization == "none":
+        remedies.append("base.quantization: nf4")
+    if largest in ("activations", "outputs") and plan.micro_batch > 1:
+        per_row = (plan.causes["activations"] + plan.causes["outputs"]) / plan.micro_batch
+        room = plan.available_bytes - (plan.peak_bytes - plan.causes["activations"] - plan.causes["outputs"])
+        remedies.append(
+            f"training.micro_batch: {max(1, int(room / per_row))}" if room > per_row else "a shorter data.max_tokens"
+        )
+    if not spec.training.gradient_checkpointing:
+        remedies.append("training.gradient_checkpointing: true")
+    wrong = f"needs {need:.2f} GiB, {have:.2f} GiB are there; most goes to {largest}"
+    raise SpecRefused(
+        Problem("E-SPEC-013", f"{spec.task}:resources", wrong, " or ".join(remedies) or "use a smaller base")
+    )
+
+
+def free_ram_bytes() -> int:
+    """Memory that the kernel could give to this process now, its cgroup's limit respected."""
+    free = 8 * GIB
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, max(0, int(text) - int(used.read_text())))
+    return free
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: 8 bytes of length, then that many bytes."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("header is no object")
+        return header
+    except (OSError, ValueError, struct.error) as error:
+        raise ArtifactRefused.one("E-BASE-007", path, f"is no safetensors file: {error}", "restore the file") from error
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 24GiB, 80GB or 512MiB.
+
+    >>> parse_size("24GiB") == 24 * 1024**3, parse_size("80GB") == 80 * 1000**3
+    (True, True)
+
+    Raises:
+        SpecRefused: it is no size.
+    """
+    units = {"GIB": 1024**3, "GB": 1000**3, "MIB": 1024**2, "MB": 1000**2}
+    for unit, factor in units.items():
+        number = text.strip().upper().removesuffix(unit)
+        if number != text.strip().upper() and number.strip().replace(".", "", 1).isdigit():
+            return int(float(number) * factor)
+    raise SpecRefused(Problem("E-SPEC-016", "--device", f"{text!r} is no size", "write it as 24GiB"))

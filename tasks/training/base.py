@@ -1,0 +1,213 @@
+"""The frozen base: loaded and quantised once per process, and lent to one adapter after another.
+
+NF4 (Dettmers et al. 2023, arXiv:2305.14314, section 3) through bitsandbytes, on a GPU and on a CPU alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.errors import ArtifactRefused, SpecRefused
+from tasks.methods.targets import HEAD_NAMES, chosen_targets
+from tasks.specs import BaseSpec, MethodSpec
+from tasks.training.folder import first_line, local_folder
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base. `model` has no adapter while nobody borrows it.
+
+    Attributes:
+        model: the transformers model, frozen, linear layers in NF4 when the spec asks for it.
+        tokenizer: its tokenizer; `end_id` closes every completion.
+        labels: class names in the order of the head's outputs; empty for generation.
+        compute_reason: why the matrix products run in `compute_dtype`.
+    """
+
+    model: Any
+    tokenizer: Any
+    spec: BaseSpec
+    kind: str
+    labels: tuple[str, ...]
+    device: torch.device
+    compute_dtype: torch.dtype
+    compute_reason: str
+    end_id: int
+    pad_id: int
+
+    def autocast(self) -> Any:
+        """Matrix products in the compute type; a no-op for float32."""
+        half = self.compute_dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.compute_dtype, enabled=half)
+
+
+def device_for(asked: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here.
+
+    Raises:
+        SpecRefused: `cuda` was asked for and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SpecRefused.one(
+            "E-SPEC-009", "resources.device", "cuda was asked for, no GPU is visible", "use auto or cpu"
+        )
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype_for(asked: str, device: torch.device, hidden: int) -> tuple[torch.dtype, str]:
+    """The type of the matrix products and the reason for it.
+
+    On a CPU the casts around small products cost more than the products save: float32 below hidden size 512, measured in
+    `benchmarks/training_throughput.py`.
+    """
+    if asked != "auto":
+        return getattr(torch, asked), f"{asked} was asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "the GPU computes in bfloat16"
+        return torch.float32, "the GPU has no bfloat16"
+    if hidden >= 512 and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16, f"the CPU has bfloat16 products and hidden size {hidden} is large enough to gain"
+    return torch.float32, f"on this CPU float32 is faster at hidden size {hidden}"
+
+
+def load_base(spec: BaseSpec, *, kind: str, labels: tuple[str, ...] = (), device: str = "auto") -> Base:
+    """The base of a spec, from memory if this process has loaded it before.
+
+    Raises:
+        ArtifactRefused: the folder is no model, has no safetensors weights, or its config runs code of its own.
+        DependencyDown: the hub cannot be reached.
+        SpecRefused: the device is not there.
+    """
+    return _load_base(spec, kind, labels, device_for(device))
+
+
+@cache
+def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch.device) -> Base:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every CPU that an optional kernel is missing
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = local_folder(spec)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    dtype, reason = compute_dtype_for(spec.compute_dtype, device, int(getattr(config, "hidden_size", 0)))
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if spec.quantization == "nf4":
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=spec.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        arguments["device_map"] = {"": device.index or 0 if device.type == "cuda" else "cpu"}
+    kind_of_model: Any = transformers.AutoModelForCausalLM
+    if kind == "classification":
+        kind_of_model = transformers.AutoModelForSequenceClassification
+        names = dict(enumerate(labels))
+        arguments |= {"num_labels": len(labels), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    try:
+        model, report = kind_of_model.from_pretrained(folder, output_loading_info=True, **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactRefused.one(
+            "E-BASE-004", folder, first_line(error), "name a complete transformers folder"
+        ) from error
+    _refuse_missing_weights(folder, report)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if spec.quantization == "none":
+        model.to(device)
+    _keep_quantized_weights_fixed(model)
+    model.requires_grad_(False)
+    model.eval()
+    end_id = _end_id(model, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
+    model.config.pad_token_id = pad_id
+    return Base(model, tokenizer, spec, kind, labels, device, dtype, reason, end_id, pad_id)
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of the body by name; heads and embeddings are left out."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(part in HEAD_NAMES for part in name.split("."))
+    }
+
+
+def target_modules(model: nn.Module, method: MethodSpec) -> dict[str, tuple[int, int]]:
+    """The modules that a method adapts, with their (out, in) shapes.
+
+    Raises:
+        SpecRefused: for a target that names nothing, layers out of range, or a rank above a module's dimension.
+    """
+    linear = {name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()}  # type: ignore[misc]
+    return chosen_targets(linear, method)  # type: ignore[arg-type]
+
+
+def dense_weights(base: Base) -> dict[str, Tensor]:
+    """All parameters and their names as float32 on the CPU; NF4 weights as the adapters see them (dequantised).
+
+    Merging happens here: adding an update to the 4-bit weights would round it away.
+    """
+    dense = {}
+    for name, parameter in base.model.named_parameters():
+        if parameter.__class__.__name__ == "Params4bit":
+            from bitsandbytes.functional import dequantize_4bit
+
+            value = dequantize_4bit(parameter.data, parameter.quant_state)
+        else:
+            value = parameter.data
+        dense[name] = value.detach().to("cpu", torch.float32)
+    return dense
+
+
+def _keep_quantized_weights_fixed(model: nn.Module) -> None:
+    """Bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with bfloat16 products, rounding their
+    scales: the base would change between two adapters, could not be dequantised, and odd widths raise."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _end_id(model: Any, tokenizer: Any) -> int:
+    """The token that ends an answer: what the base itself ends a text with."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    candidates = configured if isinstance(configured, list) else [configured]
+    for token in [*candidates, tokenizer.eos_token_id, tokenizer.sep_token_id]:
+        if token is not None:
+            return int(token)
+    raise ArtifactRefused.one(
+        "E-BASE-006", tokenizer.name_or_path, "no end token", "set eos_token_id in generation_config"
+    )
+
+
+def _refuse_missing_weights(folder: Path, report: dict[str, Any]) -> None:
+    """A fresh head is expected; any other weight that the file lacks would be random."""
+    missing = [key for key in report["missing_keys"] if not any(part in HEAD_NAMES for part in key.split("."))]
+    missing = [key for key in missing if "pooler" not in key]  # encoders are often published without it
+    if missing or report["mismatched_keys"]:
+        what = ", ".join(map(str, [*missing, *report["mismatched_keys"]][:3]))
+        raise ArtifactRefused.one(
+            "E-BASE-004", folder, f"weights are missing or misshapen: {what}", "name a complete folder"
+        )
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Torch limited to a number of CPU threads while the block runs; all that the process may use by default."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,43 @@
+"""What a training run leaves behind to be read: one record per step, one per look at the validation rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step. `loss` in nats per learned token (or per row, for classes); `tokens` without padding."""
+
+    step: int
+    loss: float
+    rate: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """One reading of the validation loss, after `step` steps."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All that a run showed, in order of steps."""
+
+    steps: tuple[Step, ...]
+    looks: tuple[Look, ...]
+    planned_steps: int
+
+    @property
+    def best(self) -> Look | None:
+        """The look with the lowest validation loss."""
+        return min(self.looks, key=lambda look: (look.loss, look.step), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
