@@ -1,0 +1,198 @@
+"""A ledger to break: on SQLite and on a PostgreSQL of our own, with things to register and an MLflow to look into."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.ledger import Ledger
+from registry.records import BaseRecord, CodeRecord, DatasetRecord, EvaluationRecord, Parent, VersionDraft
+from registry.store import Store
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def sha(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class Workshop:
+    """Makes what a factory makes: folders in the store, and drafts that name them."""
+
+    def __init__(self, ledger: Ledger, store: Store) -> None:
+        self.ledger = ledger
+        self.store = store
+        self.base = ledger.remember_base(BaseRecord(sha("base"), "stories-260k", None, "llama", 260_000)).digest
+        self.code = ledger.remember_code(CodeRecord(sha("code"), {"tasks": sha("tasks")}, {"torch": "2.13.0"})).digest
+
+    def artifact(self, *identity: object, files: int = 2) -> str:
+        data = {f"part{i}.safetensors": f"{identity!r} {i}".encode() * 50 for i in range(files)}
+        return self.store.put_files({"adapter_config.json": b"{}", **data})
+
+    def dataset(self, *identity: object, task: str = "triage") -> str:
+        digest = self.store.put_files({"examples.parquet": f"rows {identity!r}".encode()})
+        counts = {"train": 80, "validation": 10, "test": 5}
+        self.ledger.remember_dataset(DatasetRecord(digest, task, "rows.jsonl", sha(identity), 100, counts, 3, 2))
+        return digest
+
+    def draft(self, name: str = "triage", *identity: object, **changes: object) -> VersionDraft:
+        fields: dict[str, object] = {
+            "name": name,
+            "kind": "adapter",
+            "version_key": sha(name, identity),
+            "artifact": self.artifact(name, identity),
+            "base": self.base,
+            "code": self.code,
+            "spec": {"task": name, "method": {"name": "lora", "rank": 16}, "seed": 0},
+            "metrics": {"train/loss": 0.5},
+        }
+        if "parents" not in changes:
+            fields["parents"] = (Parent("dataset", f"dataset:{self.dataset(name)}"),)
+        return VersionDraft(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def merged(self, name: str, parents: tuple[str, ...], *identity: object) -> VersionDraft:
+        edges = tuple(Parent("parent", ref) for ref in parents)
+        return self.draft(name, *identity, kind="merged", parents=edges)
+
+    def evaluation(
+        self, dataset: str, *, subject: str = "", hits: int = 7, rows: int = 10, side: str = "test"
+    ) -> EvaluationRecord:
+        keys = tuple(sha("row", dataset, place) for place in range(rows))
+        outcomes = tuple(1.0 if place < hits else 0.0 for place in range(rows))
+        score = hits / rows
+        return EvaluationRecord(
+            dataset, side, "exact_match", score, rows, score - 0.1, score + 0.1, keys, outcomes, (), subject
+        )
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests kill processes, never the power: what was written is there without fsync. The order of fsyncs is
+    a test of its own."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("registry.database.SYNCHRONOUS", "OFF")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/home/ledger.db"
+    else:
+        yield request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture(scope="session")
+def make_workshop() -> Iterator[Callable[[str, Store], Workshop]]:
+    """A workshop on any database and store."""
+    opened: list[Ledger] = []
+
+    def make(url: str, store: Store) -> Workshop:
+        opened.append(Ledger.open(url, store=store))
+        return Workshop(opened[-1], store)
+
+    yield make
+    for ledger in opened:
+        ledger.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home" / "store")
+
+
+@pytest.fixture
+def ledger(url: str, store: Store) -> Iterator[Ledger]:
+    with Ledger.open(url, store=store) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def workshop(ledger: Ledger, store: Store) -> Workshop:
+    return Workshop(ledger, store)
+
+
+@pytest.fixture
+def sqlite_workshop(tmp_path: Path, store: Store) -> Iterator[Workshop]:
+    with Ledger.open(f"sqlite:///{tmp_path}/home/ledger.db", store=store) as ledger:
+        yield Workshop(ledger, store)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """The SQLite ledger as the sqlite3 module sees it, without any of our code."""
+    connection = sqlite3.connect(tmp_path / "home" / "ledger.db", timeout=30, isolation_level=None)
+    yield connection
+    connection.close()
+
+
+# PostgreSQL --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A server of our own in a temporary folder, on a socket only; as user postgres where we are root."""
+    found = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
+    if found is None:
+        pytest.skip("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
+    programs = Path(found).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="factory-pg-"))
+    as_postgres: list[str] = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None or subprocess.run(["id", "postgres"], capture_output=True).returncode:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres to run it as")
+        shutil.chown(folder, "postgres", "postgres")
+        as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run([*as_postgres, str(programs / program), *arguments], check=True, capture_output=True, cwd=folder)
+
+    data = str(folder / "data")
+    quick = f"-c listen_addresses='' -k {folder} -c fsync=off -c synchronous_commit=off -c max_connections=60"
+    run("initdb", "-D", data, "-U", "factory", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+    run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", quick, "start")
+    yield f"postgresql://factory@/postgres?host={folder}"
+    run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """A fresh database on the server."""
+    import psycopg
+
+    name = f"ledger_{os.urandom(4).hex()}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_server.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+# MLflow ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's own empty database, built once: it takes seconds."""
+    from registry.mlflow_access import client
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_folder(mlflow_template: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "home" / "mlflow"
+    folder.mkdir(parents=True)
+    shutil.copy(mlflow_template, folder / "mlflow.db")
+    return folder

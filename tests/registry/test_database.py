@@ -1,0 +1,173 @@
+"""Opening a ledger: one schema, whoever comes first; and plain words when it cannot be opened."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from registry import migrations
+from registry.database import Database
+from registry.errors import DependencyDown, IntegrityError, RegistryError, Unknown
+from registry.ledger import Ledger
+from registry.tables import Table
+
+FORK = multiprocessing.get_context("fork")
+
+
+def test_eight_processes_may_open_an_empty_database_at_once(url):
+    barrier = FORK.Barrier(8)
+
+    def work() -> None:
+        barrier.wait(30)
+        with Ledger.open(url) as ledger:
+            assert ledger.names() == ()
+
+    children = [FORK.Process(target=work) for _ in range(8)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 8
+
+
+def test_the_migrated_schema_is_the_one_that_tables_py_describes(url):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    database = Database.open(url)
+    with database.reading() as session:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+    database.close()
+
+
+def test_head_names_the_newest_migration():
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory(str(migrations.FOLDER)).get_heads() == [migrations.HEAD]
+
+
+def test_migrations_go_down_to_nothing_and_up_again(url):
+    database = Database.open(url)
+    with database.writing() as session:
+        migrations.downgrade(session.connection(), "base")
+        assert inspect(session.connection()).get_table_names() == ["alembic_version"]
+    database.close()
+    with Ledger.open(url) as ledger:
+        assert ledger.names() == ()
+
+
+def test_constraints_of_the_models_are_in_the_migrated_database(tmp_path):
+    """Alembic does not compare CHECK constraints, so SQLite's own text is compared."""
+    Database.open(f"sqlite:///{tmp_path}/migrated.db").close()
+    engine = create_engine(f"sqlite:///{tmp_path}/described.db")
+    Table.metadata.create_all(engine)
+    engine.dispose()
+
+    def checks(path: Path) -> dict[str, set[str]]:
+        found = inspect(create_engine(f"sqlite:///{path}"))
+        return {
+            table: {" ".join(check["sqltext"].split()) for check in found.get_check_constraints(table)}
+            for table in Table.metadata.tables
+        }
+
+    assert checks(tmp_path / "migrated.db") == checks(tmp_path / "described.db")
+
+
+def test_sqlite_runs_in_wal_below_parents_that_were_made_for_it(tmp_path):
+    path = tmp_path / "some" / "where" / "ledger.db"
+    Ledger.open(f"sqlite:///{path}").close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_schema_from_the_future_is_refused(url):
+    database = Database.open(url)
+    with database.writing() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    with pytest.raises(IntegrityError) as refusal:
+        Ledger.open(url)
+    assert "9999" in str(refusal.value)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path):
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(IntegrityError) as refusal:
+        Ledger.open(f"sqlite:///{path}")
+    assert refusal.value.exit_code == 4
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_an_unreachable_database_is_one_line_with_exit_7_and_without_the_password():
+    address = f"postgresql://factory:CANARY@127.0.0.1:{closed_port()}/ledger"
+    with pytest.raises(DependencyDown) as refusal:
+        Ledger.open(address)
+    error = refusal.value
+    assert error.exit_code == 7
+    assert len(error.lines()) == 1
+    assert "\n" not in error.lines()[0]
+    assert "127.0.0.1" in error.lines()[0]
+    assert "CANARY" not in repr(error) + str(error)
+
+
+@pytest.mark.postgres
+def test_a_wrong_database_name_is_exit_7_without_the_password(postgres_server):
+    address = postgres_server.replace("factory@/postgres", "factory:CANARY@/nowhere")
+    with pytest.raises(DependencyDown) as refusal:
+        Ledger.open(address)
+    assert "nowhere" in str(refusal.value)
+    assert "CANARY" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "nonsense", "mysql://u:CANARY@h/x", "sqlite://", "sqlite:///:memory:", "postgresql+psycopg2://u:CANARY@h/x"],
+)
+def test_a_url_that_names_no_database_is_exit_2_without_the_password(address):
+    with pytest.raises(Unknown) as refusal:
+        Ledger.open(address)
+    assert refusal.value.exit_code == 2
+    assert "CANARY" not in str(refusal.value)
+
+
+def test_a_home_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RegistryError) as refusal:
+        Ledger.open(f"sqlite:///{tmp_path}/file/ledger.db")
+    assert len(refusal.value.lines()) == 1
+
+
+def test_a_ledger_that_stays_locked_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("registry.database.BUSY_SECONDS", 0.1)
+    path = tmp_path / "ledger.db"
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DependencyDown) as refusal:
+            ledger.take_lease("x", holder="me", seconds=1)
+        other.execute("ROLLBACK")
+        other.close()
+        assert "locked" in str(refusal.value)
+        assert ledger.take_lease("x", holder="me", seconds=1) is not None
+
+
+def test_a_reader_is_not_stopped_by_a_writer(tmp_path):
+    path = tmp_path / "ledger.db"
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert ledger.names() == ()
+        other.close()

@@ -1,0 +1,268 @@
+"""Bytes are what their hash says, or they are not handed out."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from registry.errors import IntegrityError, NoSpace
+from registry.fingerprint import digest_of_file, digest_of_folder
+from registry.store import Store
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An adapter-like folder of about 6 kB."""
+    folder = tmp_path / "adapter"
+    (folder / "nested").mkdir(parents=True)
+    chance = random.Random(7)
+    (folder / "adapter_model.safetensors").write_bytes(chance.randbytes(5000))
+    (folder / "adapter_config.json").write_text('{"r": 16}')
+    (folder / "nested" / "tokenizer.json").write_bytes(chance.randbytes(1000))
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file below with its hash: the independent witness."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def kept_files(store: Store, digest: str) -> list[Path]:
+    return [path for path in (store.root / "sha256" / digest[:2] / digest).rglob("*") if path.is_file()]
+
+
+def test_what_comes_out_is_what_went_in(store, folder):
+    digest = store.put(folder)
+    assert snapshot(store.path(digest)) == snapshot(folder)
+    assert digest == digest_of_folder(folder)
+    assert store.path(digest).parent == store.root / "sha256" / digest[:2] / digest
+
+
+def test_everything_is_durable_before_the_name_and_the_name_before_the_answer(store, folder, monkeypatch):
+    """The order of system calls, as the kernel would see it."""
+    calls: list[tuple[str, str]] = []
+    real = os.rename
+
+    def rename(source, target):
+        calls.append(("rename", str(target)))
+        real(source, target)
+
+    monkeypatch.setattr("os.fsync", lambda number: calls.append(("fsync", os.readlink(f"/proc/self/fd/{number}"))))
+    monkeypatch.setattr("os.rename", rename)
+    digest = store.put(folder)
+    published = calls.index(("rename", str(store.root / "sha256" / digest[:2] / digest)))
+    staging = next(path for kind, path in calls if path.endswith("/manifest.json")).removesuffix("/manifest.json")
+    before = {path.removeprefix(staging) for kind, path in calls[:published] if path.startswith(staging)}
+    expected = {"", "/manifest.json", "/files", "/files/nested", *("/files/" + name for name in snapshot(folder))}
+    assert before == expected
+    assert ("fsync", str(store.root / "sha256" / digest[:2])) in calls[published:]
+    assert ("fsync", str(store.root)) in calls[:published]
+
+
+def test_the_same_bytes_are_kept_once_and_nothing_is_left_behind(store, folder):
+    first = store.put(folder)
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    assert store.put(folder) == first
+    assert store.put_files({name: (folder / name).read_bytes() for name in snapshot(folder)}) == first
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
+    assert list((store.root / "tmp").iterdir()) == []
+    assert list(store.digests()) == [first]
+
+
+def test_files_in_memory_may_not_leave_their_folder(store):
+    with pytest.raises(IntegrityError):
+        store.put_files({"../escaped": b"x"})
+
+
+def test_one_flipped_bit_anywhere_is_found_and_named(store, folder):
+    digest = store.put(folder)
+    files = kept_files(store, digest)
+    assert len(files) == 4  # the manifest too
+    chance = random.Random(0)
+    for path in files:
+        os.chmod(path, 0o644)
+    for _ in range(1000):
+        path = chance.choice(files)
+        good = path.read_bytes()
+        place, bit = chance.randrange(len(good)), chance.randrange(8)
+        bad = bytearray(good)
+        bad[place] ^= 1 << bit
+        path.write_bytes(bad)
+        with pytest.raises(IntegrityError) as refusal:
+            store.path(digest)
+        (problem,) = refusal.value.problems
+        assert path.name in problem.where
+        found = hashlib.sha256(bytes(bad)).hexdigest()
+        assert f"found {found}" in problem.wrong
+        path.write_bytes(good)
+    assert snapshot(store.path(digest)) == snapshot(folder)
+    assert IntegrityError.exit_code == 4
+
+
+def test_a_file_that_was_verified_long_ago_is_not_read_again_until_it_is_touched(store, folder, monkeypatch):
+    monkeypatch.setattr("registry.store.SETTLED_SECONDS", 0.0)
+    digest = store.put(folder)
+    store.path(digest)
+    reads = []
+    monkeypatch.setattr("registry.store.digest_of_file", lambda path: reads.append(path) or digest_of_file(path))
+    store.path(digest)
+    assert reads == []
+    victim = store.path(digest) / "adapter_config.json"
+    status = victim.stat()
+    os.chmod(victim, 0o644)
+    victim.write_text('{"r": 17}')
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))  # the modification time lies; the change time cannot
+    with pytest.raises(IntegrityError):
+        store.path(digest)
+
+
+@pytest.mark.parametrize("harm", ["remove", "add", "link", "truncate", "no manifest", "gone"])
+def test_missing_added_and_replaced_files_are_refused(store, folder, harm):
+    digest = store.put(folder)
+    place = store.path(digest)
+    victim = place / "adapter_config.json"
+    if harm == "remove":
+        victim.unlink()
+    elif harm == "add":
+        (place / "pickle.bin").write_bytes(b"x")
+    elif harm == "link":
+        victim.unlink()
+        victim.symlink_to(folder / "adapter_config.json")
+    elif harm == "truncate":
+        os.truncate(place / "adapter_model.safetensors", 4999)
+    elif harm == "no manifest":
+        (place.parent / "manifest.json").unlink()
+    else:
+        shutil.rmtree(place.parent)
+    with pytest.raises(IntegrityError):
+        store.path(digest)
+
+
+def test_putting_the_good_bytes_again_heals_a_damaged_object(store, folder):
+    digest = store.put(folder)
+    victim = store.path(digest) / "adapter_config.json"
+    os.chmod(victim, 0o644)
+    victim.write_text("{}")
+    assert store.put(folder) == digest
+    assert snapshot(store.path(digest)) == snapshot(folder)
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "../" * 22 + "ab", "G" * 64, "A" * 64])
+def test_only_a_hash_names_an_object(store, digest):
+    with pytest.raises(IntegrityError):
+        store.path(digest)
+
+
+def put_in_child(root: Path, folder: Path, failpoint: str) -> int | None:
+    """Put in a process of its own, with one step made to fail; its exit code (negative: killed by that signal)."""
+
+    def work() -> None:
+        os.environ["FACTORY_FAILPOINT"] = failpoint
+        try:
+            Store(root).put(folder)
+        except NoSpace:
+            os._exit(8)
+        except OSError:
+            os._exit(7)
+
+    child = FORK.Process(target=work)
+    child.start()
+    child.join(30)
+    return child.exitcode
+
+
+STEPS = [f"store.{step}" for step in ("write", "fsync", "before_rename", "after_rename")]
+CRASHES = [f"{step}=kill{turn}" for step in STEPS[:2] for turn in ("", "@2", "@3")] + [
+    f"{step}=kill" for step in STEPS[2:]
+]
+
+
+@pytest.mark.parametrize("crash", CRASHES)
+def test_a_killed_put_leaves_the_whole_object_or_none_and_a_retry_completes_it(store, folder, crash):
+    assert put_in_child(store.root, folder, crash) == -signal.SIGKILL
+    for digest in store.digests():
+        store.path(digest)
+    assert snapshot(store.path(store.put(folder))) == snapshot(folder)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_full_disk_is_exit_8_and_leaves_nothing_but_whole_objects(store, folder, step):
+    other = store.put_files({"good": b"state"})
+    assert put_in_child(store.root, folder, f"{step}=errno:28") == 8
+    assert list((store.root / "tmp").iterdir()) == []
+    for digest in store.digests():
+        store.path(digest)
+    assert store.holds(other)
+    assert snapshot(store.path(store.put(folder))) == snapshot(folder)
+
+
+def test_a_real_file_size_limit_is_no_space(store, folder):
+    def work() -> None:
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        try:
+            Store(store.root).put(folder)
+        except NoSpace as error:
+            os._exit(error.exit_code)
+
+    child = FORK.Process(target=work)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 8
+    assert list(store.digests()) == []
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_an_input_output_error_is_not_called_a_full_disk(store, folder):
+    assert put_in_child(store.root, folder, "store.fsync=errno:5") == 7
+    assert list(store.digests()) == []
+
+
+def test_eight_processes_that_put_the_same_folder_publish_it_once(store, folder):
+    barrier = FORK.Barrier(8)
+
+    def work() -> None:
+        os.environ["FACTORY_FAILPOINT"] = "store.before_rename=sleep:0.02"
+        barrier.wait(30)
+        assert Store(store.root).put(folder) == digest_of_folder(folder)
+
+    children = [FORK.Process(target=work) for _ in range(8)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 8
+    assert list(store.digests()) == [digest_of_folder(folder)]
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_stored_is_refused(store, folder, monkeypatch):
+    from registry import store as module
+
+    real = module.manifest_of
+
+    def manifest_then_change(source):
+        entries = real(source)
+        (source / "adapter_config.json").write_text('{"r": 8}')
+        return entries
+
+    monkeypatch.setattr(module, "manifest_of", manifest_then_change)
+    with pytest.raises(IntegrityError) as refusal:
+        store.put(folder)
+    assert "changed while it was stored" in str(refusal.value)
+    assert list(store.digests()) == []
