@@ -1,0 +1,73 @@
+"""One module in all the parents that change it: what a merge rule sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.merging.algebra import Kept, kept_entries, magnitude_of_rank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.merging.vectors import Update
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The changes of one module, in the plan's order of parents.
+
+    Attributes:
+        shape: (out, in) of the module.
+        members: places of these parents among all parents of the merge.
+        weights: their weights; `total_weight` is that of all parents, those that leave the module alone included.
+        streams: per parent, what keys its random draws.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    members: tuple[int, ...]
+    updates: tuple[Update, ...]
+    weights: tuple[float, ...]
+    total_weight: float
+    streams: tuple[int, ...]
+
+    def blocks(self) -> Iterator[slice]:
+        from tasks.merging.vectors import row_blocks
+
+        return row_blocks(*self.shape)
+
+    def rows(self) -> Callable[[slice], list[Tensor]]:
+        """A function from a row range to each model's change there, float32 (rows, in)."""
+        readers = [update.rows(self.name) for update in self.updates]
+        return lambda block: [rows(block) for rows in readers]
+
+    def factors(self) -> list[tuple[Tensor, Tensor]] | None:
+        """(s B, A) of each parent in float64, or None if one of them has no low rank."""
+        found = [update.factors(self.name) for update in self.updates]
+        return None if any(pair is None for pair in found) else [pair for pair in found if pair is not None]
+
+    def thresholds(self, density: float, kept: Kept) -> list[float]:
+        """Per parent, the magnitude from which its entries in this module are kept."""
+        rows, columns = self.shape
+        count = kept_entries(rows * columns, density, kept=kept)
+        if count == rows * columns:
+            return [0.0] * len(self.updates)
+        magnitudes = np.empty(self.shape, np.float32)
+        found = []
+        for update in self.updates:
+            read = update.rows(self.name)
+            for block in self.blocks():
+                np.abs(read(block).numpy(), out=magnitudes[block])
+            found.append(magnitude_of_rank(magnitudes.reshape(-1), count))
+        return found
+
+
+def stream_of(digest: str, copy: int, module: str) -> int:
+    """The 64-bit key of a parent's draws in a module: by content, so that neither names nor order matter; `copy` tells
+    equal parents apart."""
+    return int.from_bytes(hashlib.sha256(f"{digest}:{copy}:{module}".encode()).digest()[:8], "big")

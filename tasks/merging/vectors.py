@@ -1,0 +1,156 @@
+"""The exact change that an adapter makes to each weight of its base.
+
+    LoRA     dW = s B A, s = alpha / r                                   Hu et al. 2021, arXiv:2106.09685
+    rsLoRA   the same with s = alpha / sqrt(r)                           Kalajdzievski 2023, arXiv:2312.03732
+    DoRA     dW = m (W + s B A) / ||W + s B A||_row - W                  Liu et al. 2024, arXiv:2402.09353
+    bias     db = s b, where lora_B was trained with a bias
+
+One adapter at weight 1 gives the logits of the attached adapter; that is what the tests of this room hold first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tasks.errors import ArtifactRefused, Problem, raise_if_any
+from tasks.merging.adapter_file import LowRank, read_adapter_file
+
+BLOCK_ENTRIES = 1 << 16
+"""Entries of a row block: 256 KiB in float32, so that a few parents' blocks stay in a core's second-level cache."""
+
+BIAS = ".bias"
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Consecutive row ranges of about `BLOCK_ENTRIES` entries. One partition per shape, so that every pass over a
+    module computes the same bits.
+
+    >>> list(row_blocks(5, 1 << 15))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, BLOCK_ENTRIES // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+@dataclass(frozen=True)
+class Update:
+    """All weight changes of one adapter, in float32, computed when asked for.
+
+    Names are those of the base's weights without ".weight"; a bias stands under "<module>.bias" with shape (out, 1).
+    Shapes are (out, in) also where the base stores (in, out); `transposed` says so.
+    """
+
+    folder: Path
+    kind: str
+    digest: str
+    transposed: bool
+    head: Mapping[str, Tensor]
+    parts: Mapping[str, LowRank] = field(repr=False)
+    base_weight: Callable[[str], Tensor] | None = field(repr=False)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        biases = [f"{name}{BIAS}" for name, part in self.parts.items() if part.bias is not None]
+        return tuple(sorted([*self.parts, *biases]))
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of the change."""
+        part = self._part(name)
+        return part.B.shape[0], 1 if self._is_bias(name) else part.A.shape[1]
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """(s B, A) in float64 with dW = s B A, or None where the change has no low rank (DoRA)."""
+        part = self._part(name)
+        if self._is_bias(name):
+            assert part.bias is not None
+            return (part.scale * part.bias.double())[:, None], torch.ones(1, 1, dtype=torch.float64)
+        return None if part.magnitude is not None else (part.scale * part.B.double(), part.A.double())
+
+    def inputs_read(self, name: str) -> Tensor:
+        """(rank, in): rows span the inputs that the low-rank part reads."""
+        return torch.ones(1, 1) if self._is_bias(name) else self._part(name).A.float()
+
+    def rows(self, name: str) -> Callable[[slice], Tensor]:
+        """A function from a row range to that part of dW, float32 (rows, in)."""
+        part = self._part(name)
+        if self._is_bias(name):
+            assert part.bias is not None
+            column = (part.scale * part.bias.double()).float()[:, None]
+            return lambda block: column[block]
+        B, A = (part.scale * part.B.double()).float(), part.A.float()
+        if part.magnitude is None:
+            return lambda block: B[block] @ A
+        W, magnitude = self._weight(name), part.magnitude.float()
+        return lambda block: _dora(W[block], B[block] @ A, magnitude[block])
+
+    def delta(self, name: str) -> Tensor:
+        """dW, float32 (out, in)."""
+        rows = self.rows(name)
+        return torch.cat([rows(block) for block in row_blocks(*self.shape(name))])
+
+    def _is_bias(self, name: str) -> bool:
+        return name not in self.parts and name.endswith(BIAS)
+
+    def _part(self, name: str) -> LowRank:
+        return self.parts[name] if name in self.parts else self.parts[name.removesuffix(BIAS)]
+
+    def _weight(self, name: str) -> Tensor:
+        """The base weight as (out, in) float32.
+
+        Raises:
+            ArtifactRefused: DoRA's update needs it and no base was given.
+        """
+        if self.base_weight is None:
+            wrong = "a DoRA update depends on the base weight, and no base was given"
+            raise ArtifactRefused.one("E-ADAPTER-113", f"{self.folder}:{name}", wrong, "give the base")
+        weight = self.base_weight(name).float()
+        return weight.T if self.transposed else weight
+
+
+def exact_updates(
+    folder: Path,
+    base_weight: Callable[[str], Tensor] | None = None,
+    base_shape: Callable[[str], tuple[int, ...] | None] | None = None,
+) -> Update:
+    """The weight changes of an adapter folder; only the adapter is read now.
+
+    Args:
+        base_weight: module name to the weight that the adapter was trained on, as stored; of an NF4 base the
+            dequantised weight. Asked only for DoRA.
+        base_shape: module name (or "<module>.bias") to the stored shape, None where the base has no such weight. With
+            it, modules that do not fit are refused.
+
+    Raises:
+        ArtifactRefused: the adapter is unreadable, has no exact update, or does not fit the base.
+    """
+    read = read_adapter_file(folder)
+    update = Update(folder, read.kind, read.digest, read.transposed, read.head, read.modules, base_weight)
+    if base_shape is not None:
+        raise_if_any(ArtifactRefused, _misfits(update, base_shape))
+    return update
+
+
+def _misfits(update: Update, base_shape: Callable[[str], tuple[int, ...] | None]) -> list[Problem]:
+    found = []
+    for name in update.modules:
+        rows, columns = update.shape(name)
+        wanted = (rows,) if update._is_bias(name) else (columns, rows) if update.transposed else (rows, columns)
+        stored = base_shape(name)
+        if stored is None or tuple(stored) != wanted:
+            have = "no such weight" if stored is None else f"{tuple(stored)}"
+            wrong = f"the update is {wanted}, the base has {have}"
+            remedy = "use the base that the adapter was trained on"
+            found.append(Problem("E-ADAPTER-114", f"{update.folder}:{name}", wrong, remedy))
+    return found
+
+
+def _dora(W: Tensor, BA: Tensor, magnitude: Tensor) -> Tensor:
+    """m (W + s B A) / ||W + s B A||_row - W, over whole rows: the norm is the row's own."""
+    moved = W + BA
+    return (magnitude / torch.linalg.vector_norm(moved, dim=1))[:, None] * moved - W

@@ -1,0 +1,67 @@
+"""A spec's rules are checked without loading torch, and the documentation shows the catalogue that runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import SpecRefused
+from tasks.merging.rules import RULES, check_rules, dialects_table, rules_table
+from tasks.specs import MergeSpec, RuleSpec
+
+ROOT = Path(__file__).parents[3]
+
+
+def spec_of(*rules: dict[str, Any]) -> MergeSpec:
+    return MergeSpec(
+        name="desk",
+        parents=("triage@champion", "route:3"),
+        rules=tuple(RuleSpec.model_validate(rule) for rule in rules),
+    )
+
+
+def test_the_default_rules_of_a_spec_are_in_the_catalogue() -> None:
+    check_rules(MergeSpec(name="desk", parents=("triage@champion",)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_row_is_accepted_by_name(rule: str) -> None:
+    check_rules(spec_of({"rule": rule, "weights": {"triage": 0.5, "route": 1}}))
+
+
+def test_all_problems_of_all_rules_are_listed_at_once() -> None:
+    with pytest.raises(SpecRefused) as refusal:
+        check_rules(
+            spec_of(
+                {"rule": "tiess"},
+                {"rule": "average", "density": [0.5]},
+                {"rule": "ties", "weights": {"triage@champion": 1}},
+                {"rule": "average", "weights": {"triage": 1, "route": -1}},
+                {"rule": "task_arithmetic", "weights": {"triage": 0, "route": 0}},
+                {"rule": "task_arithmetic", "weights": {"triage": 1, "route": -1}},
+            )
+        )
+    found = [(problem.code, problem.where) for problem in refusal.value.problems]
+    assert found == [
+        ("E-MERGE-001", "rules.0.rule"),
+        ("E-MERGE-002", "rules.1.density"),
+        ("E-MERGE-003", "rules.2.weights"),
+        ("E-MERGE-004", "rules.3.weights"),
+        ("E-MERGE-004", "rules.4.weights"),
+    ]
+    assert "did you mean ties" in str(refusal.value)
+
+
+def test_a_rule_is_refused_before_torch_is_loaded() -> None:
+    code = "import sys; import tasks.merging.rules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_documentation_shows_the_catalogue_that_runs() -> None:
+    text = (ROOT / "docs" / "merging.md").read_text(encoding="utf-8")
+    for table in (rules_table(), dialects_table()):
+        assert table in text, f"paste this into docs/merging.md:\n{table}"
