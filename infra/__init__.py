@@ -1,0 +1,1 @@
+"""Where it runs: settings, servers, pools, automations, and whether this machine is fit."""
