@@ -1,0 +1,47 @@
+"""Many specs at once: in this process, where one loaded base serves them all, or over the work pool."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.progress import voice
+from flows.train import TrainOutcome, train
+from tasks.errors import FactoryError
+from tasks.spec_files import load_adapter_spec
+
+
+@flow(
+    name="fleet", description="Train many adapters; those of one base in turn, so that it is loaded and quantised once."
+)
+def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) -> dict[str, TrainOutcome | None]:
+    """One adapter per spec.
+
+    Args:
+        spec_paths: The adapter specs, YAML files; all are read before the first is trained.
+        promote: Serve each new version that passes its gates.
+        over_pool: Hand each spec to the work pool as a run of its own, instead of training here.
+    """
+    specs = {path: load_adapter_spec(path) for path in spec_paths}
+    if over_pool:
+        return handed_over(list(specs), promote)
+    done: dict[str, TrainOutcome | None] = {}
+    refused: list[FactoryError] = []
+    for place, path in enumerate(sorted(specs, key=lambda p: (specs[p].base.model, specs[p].task)), start=1):
+        voice.say(f"[{place}/{len(specs)}] {specs[path].task}")
+        try:
+            done[specs[path].task] = train(path, promote)
+        except FactoryError as error:  # one bad spec does not take the others down; all are told at the end
+            refused.append(error)
+    if refused:
+        raise type(refused[0])(*(problem for error in refused for problem in error.problems))
+    return done
+
+
+def handed_over(spec_paths: list[str], promote: bool) -> dict[str, TrainOutcome | None]:
+    """A run of the train deployment per spec; the pool's GPU slots decide how many go at once."""
+    from prefect.deployments import run_deployment
+
+    for path in spec_paths:
+        run = run_deployment("train/default", parameters={"spec_path": path, "promote": promote}, timeout=0)
+        voice.say(f"  {path}: run {run.name} is scheduled")  # type: ignore[union-attr]
+    return dict.fromkeys(spec_paths)

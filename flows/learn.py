@@ -1,0 +1,363 @@
+"""From a snapshot to a scored candidate: plan, train, diagnose, evaluate, register. What several flows share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flows.policy import cheap, on_gpu
+from flows.progress import voice
+from flows.publish import figures_of
+from flows.validate import Dataset, base_folder, remembered_dataset, token_counter
+from flows.wiring import Home, flow_run_id
+from registry.fingerprint import version_key
+from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
+from tasks.data.examples import Example
+from tasks.errors import ArtifactRefused, GateRefused, Problem, SpecRefused
+from tasks.evaluation.comparison import interval
+from tasks.evaluation.scoring import Scores
+from tasks.memory import MemoryPlan, free_ram_bytes, plan_memory, read_shapes, refuse_if_too_large
+from tasks.specs import SIDES, AdapterSpec, Side
+from tasks.training.curve import Curve
+from tasks.training.diagnosis import Finding, diagnose
+
+CARD = "factory.json"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one side of one snapshot, on which models are compared."""
+
+    name: str
+    dataset: str  # digest
+    side: Side
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained adapter that is not registered yet. Scores are per slice, by the slice's name."""
+
+    spec: AdapterSpec
+    folder: Path
+    curve: Curve
+    findings: tuple[Finding, ...]
+    figures: Mapping[str, float]
+    run: str | None
+    compute: str
+
+
+def settled(spec: AdapterSpec, data: Dataset) -> AdapterSpec:
+    """The spec with what the data decides written in: the classes, in a fixed order."""
+    if spec.kind != "classification" or spec.data.labels:
+        return spec
+    labels = tuple(sorted({example.target for example in data.snapshot.examples("train")}))
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"labels": labels})})
+
+
+def key_of(
+    home: Home, spec: AdapterSpec, base: BaseRecord, made_from: Sequence[tuple[str, str]], judged_on: Sequence[str]
+) -> str:
+    """The version key: all that determines the bytes and the scores. Paths of this machine are no part of it."""
+    return version_key(
+        kind="adapter",
+        spec=portable(spec),
+        base=base.digest,
+        parents=list(made_from),
+        evaluation=list(judged_on),
+        code=home.code.digest,
+        seed=spec.seed,
+    )
+
+
+def portable(spec: AdapterSpec) -> dict[str, Any]:
+    """A spec as it is remembered in keys and cards: the base and the source by name, not by this machine's paths."""
+    tree = spec.model_dump(mode="json")
+    for section, field in (("base", "model"), ("data", "source")):
+        value = tree[section][field]
+        tree[section][field] = Path(value).name if Path(value).is_absolute() else value
+    return tree
+
+
+@cheap
+def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
+    """What the run will need, before a weight is loaded.
+
+    Raises:
+        SpecRefused: it cannot fit, or the method does not fit the base; with what would.
+    """
+    folder = base_folder(spec.base)
+    rows = [e.input + e.target for side in SIDES for e in data.snapshot.examples(side)]
+    longest = max(token_counter(spec.base)(rows))
+    context = read_shapes(folder).config.get("max_position_embeddings")
+    if context and longest > context:
+        wrong = f"a row has {longest} tokens, the base reads {context}"
+        raise SpecRefused.one("E-SPEC-018", f"{spec.task}:data.max_tokens", wrong, f"set it to {context} or less")
+    plan = plan_run(spec, folder, longest_tokens=longest)
+    refuse_if_too_large(plan, spec)
+    largest = max(plan.causes, key=lambda cause: plan.causes[cause])
+    voice.say(
+        f"  plan: {plan.peak_bytes / 2**20:.0f} MiB of {plan.available_bytes / 2**30:.1f} GiB, most for {largest}"
+        f" ({plan.causes[largest] / 2**20:.0f} MiB); {plan.trainable:,} trainable of {plan.parameters:,} parameters"
+    )
+    return plan
+
+
+def plan_run(
+    spec: AdapterSpec, folder: Path, available_bytes: int | None = None, longest_tokens: int | None = None
+) -> MemoryPlan:
+    """The memory plan of a spec on this machine (or on one with `available_bytes`), for rows of the longest length that
+    the spec allows, or of the longest that there is."""
+    on_gpu_here, free = _device_memory(spec)
+    if spec.resources.memory_gib is not None:
+        free = int(spec.resources.memory_gib * 2**30)
+    return plan_memory(
+        spec,
+        read_shapes(folder),
+        available_bytes=available_bytes or free,
+        longest_tokens=longest_tokens or spec.data.max_tokens,
+        on_gpu=on_gpu_here,
+        half=on_gpu_here or spec.base.compute_dtype == "bfloat16",
+    )
+
+
+@on_gpu
+def trained(
+    home: Home,
+    spec: AdapterSpec,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    datasets: Sequence[Dataset],
+    start: Path | None = None,
+) -> Candidate:
+    """One adapter, trained and read; every step is in MLflow while it runs.
+
+    Raises:
+        GateRefused: the run came to nothing that may be kept (NaN, no gradient, diverged).
+    """
+    from tasks.training.base import load_base
+    from tasks.training.loop import Progress, train_adapter
+
+    base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+    folder = Path(tempfile.mkdtemp(dir=home.scratch(), prefix=f"{spec.task}-"))
+    settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
+    try:
+        with home.tracker.run(name=name, experiment=spec.task, tags=dict(tags), params=settings) as run:
+            for data in datasets:
+                run.log_dataset(data.record.source, data.digest, data.record.source, context="training")
+
+            def show(progress: Progress) -> None:
+                note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+                voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
+
+            with threads(spec.resources.threads):
+                done = train_adapter(
+                    base,
+                    spec,
+                    train,
+                    validation,
+                    folder,
+                    start=start,
+                    on_step=lambda s: run.log_steps(
+                        [{"step": s.step, "loss": s.loss, "rate": s.rate, "grad_norm": s.grad_norm}]
+                    ),
+                    on_look=lambda look: run.log_steps([{"step": look.step, "validation_loss": look.loss}]),
+                    on_progress=show,
+                )
+            findings = diagnose(done.curve)
+            figures = {
+                "trainable_parameters": float(done.trainable_parameters),
+                "train_seconds": done.seconds,
+                "tokens_per_second": done.tokens_per_second,
+                "padding_share": done.padding_share,
+                "peak_bytes": float(done.peak_bytes),
+                "best_validation_loss": done.curve.best.loss if done.curve.best else float("nan"),
+            }
+            figures = {key: value for key, value in figures.items() if value == value}
+            run.log_metrics(figures)
+            voice.say(
+                f"  trained in {done.seconds:.0f} s, {done.tokens_per_second:,.0f} tokens/s,"
+                f" {done.padding_share:.1%} padding; {findings[0].sentence}"
+            )
+            fatal = [finding for finding in findings if finding.fatal]
+            if fatal:
+                raise GateRefused(
+                    *(
+                        Problem("E-TRAIN-001", name, f.sentence, "nothing was registered; change the recipe")
+                        for f in fatal
+                    )
+                )
+            (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            return Candidate(spec, folder, done.curve, findings, figures, run.key, done.compute)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted or refused run leaves nothing behind
+        raise
+
+
+def card_of(spec: AdapterSpec) -> dict[str, Any]:
+    """What a server needs beside the weights: how to ask, what the classes are, what the base was quantised to."""
+    tree = portable(spec)
+    return {key: tree[key] for key in ("task", "kind", "base", "data", "method", "seed")}
+
+
+@on_gpu
+def scored(
+    spec: AdapterSpec, slices: Sequence[Slice], adapter: Path | None, train: Sequence[Example] = ()
+) -> dict[str, EvaluationRecord]:
+    """One model on every slice: the adapter in a folder, or the untouched base.
+
+    Args:
+        train: rows that give the untouched base its classes (classification without an adapter).
+    """
+    from tasks.evaluation.scoring import score
+    from tasks.evaluation.yardstick import untouched
+    from tasks.methods.build import attached
+    from tasks.training.base import load_base
+
+    base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+    with threads(spec.resources.threads), attached(base, adapter) if adapter else untouched(base, train) as model:
+        return {s.name: record_of(score(base, model, s.examples, spec.metric), s) for s in slices}
+
+
+def record_of(scores: Scores, where: Slice) -> EvaluationRecord:
+    """Scores as they are remembered, with their interval."""
+    found = interval(scores.outcomes)
+    return EvaluationRecord(
+        dataset=where.dataset,
+        side=where.side,
+        metric=scores.metric,
+        score=found.mean,
+        n=found.n,
+        low=found.low,
+        high=found.high,
+        keys=scores.keys,
+        outcomes=scores.outcomes,
+    )
+
+
+def subject_of(evaluation: EvaluationRecord, subject: str) -> EvaluationRecord:
+    """Scores with the name of what was scored: a pinned version, or `base:<digest>`."""
+    return replace(evaluation, subject=subject)
+
+
+def slice_of(spec: AdapterSpec, data: Dataset, side: Side = "test", name: str | None = None) -> Slice:
+    """A side of a snapshot, at most as many rows as the spec judges on: the first by hash, so always the same."""
+    rows = sorted(data.snapshot.examples(side), key=lambda example: example.key)[: spec.evaluation.max_rows]
+    return Slice(name or f"{side} of {data.digest[:8]}", data.digest, side, tuple(rows))
+
+
+def registered(
+    home: Home,
+    key: str,
+    candidate: Candidate,
+    base: BaseRecord,
+    parents: Sequence[tuple[str, str]],
+    evaluations: Sequence[EvaluationRecord],
+    beside: Mapping[str, EvaluationRecord],
+) -> VersionRecord:
+    """The candidate's files into the store, then its row into the ledger; a killed run leaves either nothing or all.
+
+    Args:
+        beside: models and their scores on the same rows, for the figure that is kept with the version.
+    """
+    images = figures_of(candidate.spec.task, candidate.curve, candidate.findings, beside)
+    figures = home.store.put_files(images)
+    artifact = home.store.put(candidate.folder)
+    shutil.rmtree(candidate.folder, ignore_errors=True)
+    version = home.ledger.register(
+        VersionDraft(
+            name=candidate.spec.task,
+            kind="adapter",
+            version_key=key,
+            artifact=artifact,
+            base=base.digest,
+            code=home.code.digest,
+            spec=candidate.spec.model_dump(mode="json"),
+            parents=tuple(parents),
+            metrics=dict(candidate.figures),
+            evaluations=tuple(evaluations),
+            figures=figures,
+            run=candidate.run,
+            flow_run=flow_run_id(),
+        )
+    )
+    voice.say(f"  registered {version.ref}, sha256 {artifact[:12]}")
+    return version
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested spec as dotted parameters.
+
+    >>> flat({"method": {"rank": 16}})
+    {'method.rank': '16'}
+    """
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return found
+
+
+def threads(count: int | None) -> Any:
+    """Torch limited to a number of CPU threads while the block runs."""
+    from tasks.training.base import cpu_threads
+
+    return cpu_threads(count)
+
+
+def _device_memory(spec: AdapterSpec) -> tuple[bool, int]:
+    """(on a GPU?, free bytes there). Torch is asked only where an NVIDIA driver is to be seen."""
+    if spec.resources.device == "cpu" or not Path("/proc/driver/nvidia").exists():
+        if spec.resources.device == "cuda":
+            from tasks.training.base import device_for
+
+            device_for("cuda")
+        return False, free_ram_bytes()
+    import torch
+
+    if not torch.cuda.is_available():
+        return False, free_ram_bytes()
+    return True, int(torch.cuda.mem_get_info()[0])
+
+
+def datasets_of(version: VersionRecord) -> list[str]:
+    """Digests of the snapshots that a version learned from and was judged on."""
+    return [ref.removeprefix("dataset:") for role, ref in version.parents if role in ("dataset", "replay", "window")]
+
+
+def earlier_slices(home: Home, spec: AdapterSpec, data: Dataset) -> list[Slice]:
+    """The frozen slices on which the champion was judged: whoever follows it is judged there too."""
+    champion = home.ledger.champion(spec.task)
+    known = [] if champion is None else [d for d in datasets_of(champion) if d != data.digest]
+    return [slice_of(spec, remembered_dataset(home, digest)) for digest in known]
+
+
+def answers_when_loaded(home: Home, version: VersionRecord, rows: int = 3) -> tuple[str, ...]:
+    """What a registered adapter says to a few of its test prompts, loaded from its stored files in a fresh process.
+
+    Raises:
+        ArtifactRefused: it does not load, or says nothing at all.
+    """
+    from tasks.export.answer import answer_in_fresh_process
+
+    spec = AdapterSpec.model_validate(version.spec)
+    examples = remembered_dataset(home, datasets_of(version)[0]).snapshot.examples("test")[:rows]
+    said = answer_in_fresh_process(
+        base_folder(spec.base),
+        [example.input for example in examples],
+        adapter=home.store.path(version.artifact),
+        kind=spec.kind,
+        quantization=spec.base.quantization,
+    )
+    if not any(answer.strip() for answer in said):
+        raise ArtifactRefused.one(
+            "E-ADAPTER-010", version.ref, "says nothing in a fresh process", "it stays unpromoted"
+        )
+    return said

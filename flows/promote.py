@@ -1,0 +1,108 @@
+"""The served version of a task: moved forward through the gates, moved back on request, never lost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from prefect import flow
+
+from flows.learn import answers_when_loaded
+from flows.progress import voice
+from flows.publish import mirrored, publish_decision
+from flows.wiring import Home, opened
+from registry.records import EvaluationRecord, PromotionRecord, VersionRecord, base_ref
+from tasks.promotion import Decision, Gate, beats_base, judge, keeps_slice
+from tasks.specs import AdapterSpec
+
+
+@flow(name="promote", description="Hold a registered version against the champion, and serve it if every gate passes.")
+def promote(candidate: str) -> PromotionRecord:
+    """Serve a version, if it passes.
+
+    Args:
+        candidate: The version as name:number, or name for the newest.
+    """
+    home = opened()
+    version = home.ledger.version(candidate)
+    decision = judged_from_ledger(home, version)
+    publish_decision(version.ref, decision)
+    decision.refuse_unless_passed()
+    promotion = moved(home, version, decision)
+    mirrored(home)
+    return promotion
+
+
+@flow(name="rollback", description="Serve the champion before this one again.")
+def rollback(task: str) -> PromotionRecord:
+    """Back to the previous champion.
+
+    Args:
+        task: The task whose champion steps back.
+    """
+    home = opened()
+    promotion = home.ledger.rollback(task, reason="asked for")
+    voice.say(f"{task}: champion is v{promotion.number} again (was v{promotion.previous})")
+    mirrored(home)
+    return promotion
+
+
+def moved_to_champion(home: Home, version: VersionRecord, decision: Decision) -> bool:
+    """Serve a version that passed its gates and is not served already; say why not otherwise."""
+    if not decision.passed:
+        voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
+        return False
+    champion = home.ledger.champion(version.name)
+    if champion is not None and champion.number != version.number:
+        against = judged_from_ledger(home, version)
+        if not against.passed:
+            voice.say(f"  {version.ref} is kept, not promoted: {against.sentence}")
+            return False
+    if champion is None or champion.number != version.number:
+        moved(home, version, decision)
+    return True
+
+
+def moved(home: Home, version: VersionRecord, decision: Decision) -> PromotionRecord:
+    """The second blessing, then the move: the version answers from its stored files in a fresh process.
+
+    Raises:
+        ArtifactRefused: it does not load or does not answer.
+        Conflict: someone else moved the champion meanwhile.
+    """
+    champion = home.ledger.champion(version.name)
+    answers_when_loaded(home, version)
+    promotion = home.ledger.promote(
+        version.name,
+        version.number,
+        expected=champion.number if champion else None,
+        decision={"gates": [asdict(gate) for gate in decision.gates], "sentence": decision.sentence},
+        actor="factory",
+        reason=decision.sentence,
+    )
+    voice.say(f"  {version.ref} is champion: {decision.sentence}, and it answers in a fresh process")
+    return promotion
+
+
+def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
+    """The gates of a registered version, from the row-by-row outcomes in the ledger."""
+    gates = AdapterSpec.model_validate(version.spec).evaluation.gates
+    own = tests_of(home, version.ref)
+    base = tests_of(home, base_ref(version.base))
+    found: list[Gate] = [beats_base(e.outcomes, base[d].outcomes, gates) for d, e in own.items() if d in base]
+    champion = home.ledger.champion(version.name)
+    if champion is not None and champion.number != version.number:
+        served = tests_of(home, champion.ref)
+        for dataset, evaluation in served.items():
+            name = f"test of {dataset[:8]}"
+            if dataset in own:
+                found.append(keeps_slice(name, own[dataset].outcomes, evaluation.outcomes, gates))
+            else:  # a champion's slice on which the candidate was never scored proves nothing
+                found.append(Gate(f"scored on {name}", 0.0, -1.0, 0.0, 0, passed=False))
+    if not found:
+        found.append(Gate("scored on test rows", 0.0, -1.0, 0.0, 0, passed=False))
+    return judge(version.ref, found)
+
+
+def tests_of(home: Home, subject: str) -> dict[str, EvaluationRecord]:
+    """The newest score of a subject on the test side of each snapshot."""
+    return {e.dataset: e for e in home.ledger.evaluations(subject) if e.side == "test"}

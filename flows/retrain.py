@@ -1,0 +1,228 @@
+"""A moved task, taught again without forgetting: fresh rows plus replay, and no promotion for what forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect import flow
+
+from flows.learn import (
+    Candidate,
+    Slice,
+    datasets_of,
+    key_of,
+    planned,
+    registered,
+    scored,
+    slice_of,
+    subject_of,
+    trained,
+)
+from flows.progress import voice
+from flows.promote import moved
+from flows.publish import mirrored, publish_retrain
+from flows.validate import Dataset, identified, remembered_dataset, validated
+from flows.watch import newest_traffic, nothing_to_watch
+from flows.wiring import Home, flow_run_id, opened
+from registry.records import EvaluationRecord, FindingRecord, VersionRecord, base_ref
+from tasks.data.examples import Example
+from tasks.errors import GateRefused, SpecRefused
+from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
+from tasks.specs import AdapterSpec, SplitSpec
+
+
+@dataclass(frozen=True)
+class RetrainOutcome:
+    """The candidate beside the base and the champion, on the fresh rows and on every earlier frozen slice.
+
+    `scores` maps "base", "champion" and "candidate" to slice names to scores; `fresh` names the new traffic's slice.
+    """
+
+    version: VersionRecord
+    champion: VersionRecord
+    scores: Mapping[str, Mapping[str, EvaluationRecord]]
+    fresh: str
+    decision: Decision
+    promoted: bool
+
+
+@flow(name="retrain", description="Fresh traffic plus replay, trained, held against the champion on new and old rows.")
+def retrain(
+    task: str,
+    traffic: str | None = None,
+    finding: dict[str, Any] | None = None,
+    replay_share: float | None = None,
+    start: Literal["base", "champion"] | None = None,
+    promote: bool = True,
+) -> RetrainOutcome:
+    """A new version of a served task.
+
+    Args:
+        task: The task that moved.
+        traffic: Labelled traffic (JSONL, CSV or Parquet); by default the newest in <home>/traffic/<task>/.
+        finding: The drift event that asked for this run; one event causes at most one retrain.
+        replay_share: Share of the training rows drawn from all that the champion learned from; the spec's by default.
+        start: A fresh adapter on the base, or continue from the champion; the spec's by default.
+        promote: Serve the candidate if it passes every gate.
+    """
+    home = opened()
+    champion = home.ledger.champion(task)
+    source = traffic or (finding or {}).get("traffic") or newest_traffic(home, task)
+    if champion is None or source is None:
+        raise nothing_to_watch(task, champion, source)
+    claim(home, champion, finding)
+    spec = asked_spec(champion, source, replay_share, start)
+    voice.say(
+        f"{task}: retraining {champion.ref} with {spec.retrain.replay_share:.0%} replay, from the {spec.retrain.start}"
+    )
+    base = identified(home, spec.base)
+    known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
+    fresh = validated(home, spec, purpose="traffic")
+    planned(spec, base, fresh)
+    replay = replayed(spec, fresh, known)
+    slices = [slice_of(spec, fresh, name="fresh"), *(slice_of(spec, data) for data in known)]
+
+    made_from = [
+        ("window", fresh.digest),
+        *(("replay", data.digest) for data in known),
+        ("previous", champion.artifact),
+    ]
+    key = key_of(home, spec, base, made_from, judged_on=[s.dataset for s in slices])
+    version = home.ledger.by_key(key)
+    if version is None:
+        learn = [*fresh.snapshot.examples("train"), *replay]
+        choose = [
+            *fresh.snapshot.examples("validation"),
+            *(e for data in known for e in data.snapshot.examples("validation")),
+        ]
+        adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
+        tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
+        candidate = trained(
+            home, spec, learn, choose, name=f"{task} retrain", tags=tags, datasets=[fresh, *known], start=adapter
+        )
+        version = remembered(home, key, candidate, base, champion, fresh, known, slices)
+    scores = side_by_side(home, spec, version, champion, slices, known)
+    decision = judged(spec, version, scores)
+    for name in [s.name for s in slices]:
+        line = ", ".join(f"{who} {scores[who][name].score:.3f}" for who in scores)
+        voice.say(f"  on {name} (n={scores['candidate'][name].n}): {line}")
+    promoted = promote and decision.passed
+    if promoted:
+        moved(home, version, decision)
+    else:
+        voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
+    outcome = RetrainOutcome(version, champion, scores, "fresh", decision, promoted)
+    publish_retrain(home, outcome)
+    mirrored(home)
+    return outcome
+
+
+def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | None) -> None:
+    """Take up the finding that asked for this run.
+
+    Raises:
+        GateRefused: another run has taken it up.
+    """
+    if not finding:
+        return
+    record = FindingRecord(
+        champion.name,
+        str(finding["version"]),
+        str(finding["window"]),
+        str(finding["verdict"]),
+        "retrain with replay",
+        {},
+    )
+    if not home.ledger.claim_retrain(record, claimant=flow_run_id() or "a run without a server"):
+        wrong = f"window {record.window_digest[:12]} has caused a retrain already"
+        raise GateRefused.one("E-GATE-002", champion.name, wrong, "nothing to do: one event causes one retrain")
+
+
+def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
+    """The champion's spec over the new source, whose rows are split by hash like all others."""
+    spec = AdapterSpec.model_validate(champion.spec)
+    if champion.kind != "adapter":
+        raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
+    data = spec.data.model_copy(
+        update={"source": source, "revision": None, "where": {}, "split": SplitSpec(validation=0.1, test=0.3)}
+    )
+    asked = {"replay_share": replay_share, "start": start}
+    how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    return spec.model_copy(update={"data": data, "retrain": how})
+
+
+def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:
+    """Rows from all that the champion learned from, as many as the share asks for; the same rows every time.
+
+    Drawn by hash, target by target in turn, so that rare answers are replayed as well as frequent ones.
+    """
+    share = spec.retrain.replay_share
+    count = len(fresh.snapshot.examples("train"))
+    wanted = round(count * share / (1 - share)) if share < 1 else sum(len(d.snapshot.examples("train")) for d in known)
+    seen = {example.key for example in fresh.snapshot.examples("train")}
+    by_target: dict[str, list[Example]] = {}
+    for example in sorted((e for d in known for e in d.snapshot.examples("train")), key=lambda e: e.key):
+        if example.key not in seen:
+            seen.add(example.key)
+            by_target.setdefault(example.target, []).append(example)
+    chosen: list[Example] = []
+    for turn in range(max(map(len, by_target.values()), default=0)):
+        chosen += [rows[turn] for _, rows in sorted(by_target.items()) if turn < len(rows)]
+        if len(chosen) >= wanted:
+            break
+    return chosen[:wanted]
+
+
+def remembered(
+    home: Home,
+    key: str,
+    candidate: Candidate,
+    base: Any,
+    champion: VersionRecord,
+    fresh: Dataset,
+    known: Sequence[Dataset],
+    slices: Sequence[Slice],
+) -> VersionRecord:
+    """The candidate registered with its scores and where it came from."""
+    own = scored(candidate.spec, slices, candidate.folder)
+    parents = [("window", fresh.ref), *(("replay", data.ref) for data in known), ("previous", champion.ref)]
+    if candidate.spec.retrain.start == "champion":
+        parents.append(("start", champion.ref))
+    beside = {f"on {name}": found for name, found in own.items()}
+    return registered(home, key, candidate, base, parents, list(own.values()), beside)
+
+
+def side_by_side(
+    home: Home,
+    spec: AdapterSpec,
+    version: VersionRecord,
+    champion: VersionRecord,
+    slices: Sequence[Slice],
+    known: Sequence[Dataset],
+) -> dict[str, dict[str, EvaluationRecord]]:
+    """Base, champion and candidate on the same rows; what the ledger does not know yet is measured and remembered."""
+    learned = [e for data in known for e in data.snapshot.examples("train")]
+    found = {}
+    for who, subject, adapter in (
+        ("base", base_ref(version.base), None),
+        ("champion", champion.ref, champion.artifact),
+        ("candidate", version.ref, version.artifact),
+    ):
+        have = {e.dataset: e for e in home.ledger.evaluations(subject) if e.side == "test"}
+        missing = [s for s in slices if s.dataset not in have]
+        if missing:
+            new = scored(spec, missing, home.store.path(adapter) if adapter else None, learned)
+            home.ledger.remember_evaluations([subject_of(e, subject) for e in new.values()])
+            have |= {e.dataset: e for e in new.values()}
+        found[who] = {s.name: have[s.dataset] for s in slices}
+    return found
+
+
+def judged(spec: AdapterSpec, version: VersionRecord, scores: Mapping[str, Mapping[str, EvaluationRecord]]) -> Decision:
+    """Better where the traffic is now, not worse on any frozen slice, and better than the base everywhere."""
+    gates, new, old, base = spec.evaluation.gates, scores["candidate"], scores["champion"], scores["base"]
+    gained = gains_on_fresh(new["fresh"].outcomes, old["fresh"].outcomes, gates)
+    kept = [keeps_slice(name, new[name].outcomes, old[name].outcomes, gates) for name in new if name != "fresh"]
+    return judge(version.ref, [gained, *kept, beats_base(new["fresh"].outcomes, base["fresh"].outcomes, gates)])

@@ -1,0 +1,103 @@
+"""One adapter, from a spec to a served version: validate, plan, train, diagnose, evaluate, register, promote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from flows.learn import (
+    Candidate,
+    datasets_of,
+    earlier_slices,
+    key_of,
+    planned,
+    registered,
+    scored,
+    settled,
+    slice_of,
+    subject_of,
+    trained,
+)
+from flows.progress import voice
+from flows.promote import moved_to_champion
+from flows.publish import mirrored, publish_training
+from flows.validate import identified, validated
+from flows.wiring import Home, opened
+from registry.records import EvaluationRecord, VersionRecord, base_ref
+from tasks.promotion import Decision, beats_base, judge, score_line
+from tasks.spec_files import load_adapter_spec
+from tasks.specs import AdapterSpec
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What one run of the flow came to. `candidate` is None where the same version was there before."""
+
+    version: VersionRecord
+    scores: EvaluationRecord
+    base_scores: EvaluationRecord
+    decision: Decision
+    promoted: bool
+    candidate: Candidate | None
+
+
+@flow(name="train", description="Validate, plan, train, diagnose, evaluate, register and promote one adapter.")
+def train(spec_path: str, promote: bool = True) -> TrainOutcome:
+    """One adapter from a spec; the same spec, data, base and code give the version that is already there.
+
+    Args:
+        spec_path: The adapter spec, a YAML file.
+        promote: Serve the new version if it passes every gate.
+    """
+    home, spec = opened(), load_adapter_spec(spec_path)
+    voice.say(
+        f"{spec.task}: {spec.method.name} of rank {spec.method.rank} on {spec.base.quantization} {spec.base.model}"
+    )
+    base = identified(home, spec.base)
+    data = validated(home, spec)
+    spec = settled(spec, data)
+    plan = planned(spec, base, data)
+    key = key_of(home, spec, base, made_from=[("dataset", data.digest)], judged_on=[data.digest])
+    if known := home.ledger.by_key(key):
+        return recalled(home, known)
+
+    learn, choose, test = data.snapshot.examples("train"), data.snapshot.examples("validation"), slice_of(spec, data)
+    slices = [test, *earlier_slices(home, spec, data)]
+    candidate = trained(home, spec, learn, choose, name=spec.task, tags={"factory.flow": "train"}, datasets=[data])
+    before = scored(spec, [test], None, learn)[test.name]
+    scores = scored(spec, slices, candidate.folder)
+    after = scores[test.name]
+    decision = judge(spec.task, [beats_base(after.outcomes, before.outcomes, spec.evaluation.gates)])
+    voice.say(f"  {spec.metric}: base {score_line(before.outcomes)}, adapter {score_line(after.outcomes)}")
+
+    home.ledger.remember_evaluations([subject_of(before, base_ref(base.digest))])
+    version = registered(
+        home,
+        key,
+        candidate,
+        base,
+        [("dataset", data.ref)],
+        list(scores.values()),
+        {"untouched base": before, "adapter": after},
+    )
+    promoted = promote and moved_to_champion(home, version, decision)
+    outcome = TrainOutcome(version, after, before, decision, promoted, candidate)
+    publish_training(home, outcome, data, plan)
+    mirrored(home)
+    return outcome
+
+
+def recalled(home: Home, version: VersionRecord) -> TrainOutcome:
+    """The outcome of a version that was made before, from the ledger; nothing is trained again."""
+    dataset = datasets_of(version)[0]
+    scores = next(e for e in home.ledger.evaluations(version.ref) if e.side == "test" and e.dataset == dataset)
+    on_same_rows = [
+        e for e in home.ledger.evaluations(base_ref(version.base)) if e.dataset == scores.dataset and e.side == "test"
+    ]
+    before = on_same_rows[-1]
+    gates = AdapterSpec.model_validate(version.spec).evaluation.gates
+    decision = judge(version.name, [beats_base(scores.outcomes, before.outcomes, gates)])
+    champion = home.ledger.champion(version.name)
+    voice.say(f"  {version.ref} was made from the same spec, data, base and code: nothing to do")
+    return TrainOutcome(version, scores, before, decision, champion is not None and champion.ref == version.ref, None)

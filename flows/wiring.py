@@ -1,0 +1,54 @@
+"""Settings become an open ledger, store and tracker: the one place where the parts meet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from infra.settings import Settings, load_settings
+from registry.ledger import Ledger
+from registry.provenance import code_record
+from registry.records import CodeRecord
+from registry.store import Store
+from registry.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Home:
+    """Everything that is remembered, opened."""
+
+    settings: Settings
+    ledger: Ledger
+    store: Store
+    tracker: Tracker
+    code: CodeRecord
+
+    def scratch(self) -> Path:
+        """A folder for work that is not yet worth remembering."""
+        folder = self.settings.home / "scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def opened() -> Home:
+    """The home of this process's settings."""
+    return _opened(load_settings())
+
+
+@cache
+def _opened(settings: Settings) -> Home:
+    store = Store(settings.store)
+    ledger = Ledger.open(settings.ledger_url, store=store)
+    code = code_record()
+    ledger.remember_code(code)
+    tracker = Tracker(settings.mlflow_uri, folder=settings.home / "mlflow")
+    return Home(settings, ledger, store, tracker, code)
+
+
+def flow_run_id() -> str | None:
+    """The id of the Prefect flow run that this code runs in, if it does."""
+    from prefect.runtime import flow_run
+
+    return flow_run.id or os.environ.get("PREFECT__FLOW_RUN_ID") or None
