@@ -68,10 +68,8 @@ def reduce_factors(B: Tensor, A: Tensor, *, rank: int | None = None, energy: flo
     """The best approximation of B A of a fixed rank, or of the smallest rank that keeps the share `energy` of ||B
     A||^2.
 
-    Eckart-Young: nothing of that rank is nearer. Factors that are thin enough already come back as they are.
+    Eckart-Young: nothing of that rank is nearer.
     """
-    if energy is None and rank is not None and B.shape[1] <= rank:
-        return Reduced(B.float(), A.float(), 0.0)
     U, values, Vt = thin_svd(B, A)
     return _cut(U, values, Vt, float((values**2).sum()), rank, energy)
 

@@ -95,7 +95,10 @@ def _merged(rule: Rule, ask: Ask, stack: Stack) -> Tensor:
 
 def _reduced(rule: Rule, ask: Ask, rank: int | None, energy: float | None, stack: Stack) -> Reduced:
     if rule.factored is not None and stack.factors() is not None:
-        return reduce_factors(*rule.factored(stack, ask), rank=rank, energy=energy)
+        B, A = rule.factored(stack, ask)
+        if not rule.linear and energy is None and rank is not None and B.shape[1] <= rank:
+            return Reduced(B.float(), A.float(), 0.0)  # B is orthonormal; a sum may cancel between its factors
+        return reduce_factors(B, A, rank=rank, energy=energy)
     start = torch.cat([update.inputs_read(stack.name) for update in stack.updates])
     most = min(rank or min(stack.shape), *stack.shape)
     return reduce_dense(

@@ -34,7 +34,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Parents that fit together, in an order of their contents, and what they change.
+    """Parents that fit together, and what they change.
 
     Attributes:
         modules: every name that a parent changes, with (out, in).
@@ -91,7 +91,6 @@ def check_parents(parents: Sequence[Parent], base: BaseWeights | None = None) ->
             wrong = f"{parent.ref} has no head of its own"
             problems.append(Problem("E-MERGE-017", str(parent.folder), wrong, "train the head with the adapter"))
     raise_if_any(ArtifactRefused, problems)
-    read.sort(key=lambda pair: (pair[1].digest, pair[0].task))
     modules = {name: update.shape(name) for _, update in read for name in update.modules}
     return MergePlan(
         tuple(parent for parent, _ in read),

@@ -198,6 +198,7 @@ def test_what_is_left_of_a_minus_nearly_a_is_right_to_six_digits(folders: list[P
     (tmp_path / "near" / "adapter_config.json").write_bytes((folders[0] / "adapter_config.json").read_bytes())
     plan = check_parents([parent_of(folders[0], "a"), parent_of(tmp_path / "near", "b")])
     reduced = dict(reduced_updates(plan, "task_arithmetic", weights={"b": -1.0}, rank=8))
+    assert len(reduced) == 14
     for name, delta in merged_updates(plan, "task_arithmetic", weights={"b": -1.0}):
         sides = [
             [source[f"base_model.model.{name}.lora_{side}.weight"].numpy().astype(np.longdouble) for side in "BA"]
@@ -205,7 +206,7 @@ def test_what_is_left_of_a_minus_nearly_a_is_right_to_six_digits(folders: list[P
         ]
         exact = 2 * (sides[0][0] @ sides[0][1] - sides[1][0] @ sides[1][1])  # alpha / r = 2
         assert relative(delta, exact.astype(np.float64)) < 1e-6
-        assert relative(reduced[name].B.double() @ reduced[name].A.double(), exact.astype(np.float64)) < 1e-6
+        assert relative(reduced[name].B @ reduced[name].A, exact.astype(np.float64)) < 1e-6, "in plain float32 too"
 
 
 def test_every_rule_commutes_with_the_scale(adapter: Callable[..., Path]) -> None:
@@ -249,6 +250,27 @@ def test_whole_model_trimming_keeps_the_largest_entries_of_all_modules_together(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+def test_an_exact_draw_is_won_as_the_dialect_says(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    """A parent and its negative draw everywhere; a third parent, elsewhere in the model, makes the majority."""
+    folder, elsewhere = adapter(90, target_modules=["q_proj"]), adapter(91, target_modules=["up_proj"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (tmp_path / "negative").mkdir()
+    negative = {name: -tensor if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    save_file(negative, tmp_path / "negative" / "adapter_model.safetensors")
+    (tmp_path / "negative" / "adapter_config.json").write_bytes((folder / "adapter_config.json").read_bytes())
+    plan = check_parents(
+        [parent_of(path, task) for path, task in zip((folder, tmp_path / "negative", elsewhere), "abc", strict=True)]
+    )
+    third = exact_updates(elsewhere)
+    surplus = sum(float(third.delta(name).sign().sum()) for name in third.modules)
+    assert surplus != 0
+    alone = exact_updates(folder)
+    for rule, winner in (("ties", 0.0), ("ties_peft", 1.0), ("ties_paper", np.sign(surplus))):
+        merged = dict(merged_updates(plan, rule))
+        for name in alone.modules:
+            torch.testing.assert_close(merged[name], winner * alone.delta(name).abs(), rtol=1e-6, atol=0)
+
+
 def knots_reference(deltas: list[np.ndarray], weights: list[float], density: float) -> np.ndarray:
     """SVD of the dense concatenation in float64, then TIES entry by entry on S V^T."""
     U, values, Vt = np.linalg.svd(np.concatenate(deltas, 1), full_matrices=False)
@@ -267,6 +289,14 @@ def test_knots_in_factors_is_knots_on_the_dense_svd(folders: list[Path], plan: M
     for name, delta in merged_updates(plan, "knots_ties", weights=dict(zip("abc", weights, strict=True)), density=0.4):
         present = [(d, w) for d, w in zip(dense(folders, name), weights, strict=True) if np.any(d)]
         assert relative(delta, knots_reference([d for d, _ in present], [w for _, w in present], 0.4)) < 1e-5
+
+
+def test_directions_that_a_second_copy_does_not_add_are_not_counted(folders: list[Path]) -> None:
+    alone = check_parents([parent_of(folders[0], "a")])
+    copies = check_parents([parent_of(folders[0], task) for task in "abc"])
+    once = dict(merged_updates(alone, "knots_ties", density=0.4))
+    for name, delta in merged_updates(copies, "knots_ties", density=0.4):
+        assert relative(delta, once[name]) < 1e-5
 
 
 def test_iso_c_has_the_directions_of_the_sum_and_one_singular_value(folders: list[Path], plan: MergePlan) -> None:
