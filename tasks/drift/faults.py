@@ -1,0 +1,145 @@
+"""Windows that say more about the pipe than about the world, one table row per fault.
+
+A fault is judged by the share of rows that carry it, against a fixed limit *and* against what the reference shows of
+the same defect, so that a task whose real traffic is full of repeats or blanks is not accused of them. No p-values:
+these limits are far outside of what a quiet window reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.drift.observed import Observed
+from tasks.drift.terms import script_of, speaks_in_words, terms_of
+
+LOOKED_AT = 2000
+BROKEN = {"�", *(chr(code) for code in range(32) if chr(code) not in "\t\n\r"), "\x7f"}
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _not_a_share(values: Sequence[float | None]) -> float:
+    known = _known(values)
+    return sum(not (math.isfinite(value) and 0 <= value <= 1) for value in known) / len(known) if known else 0.0
+
+
+def _blank(texts: Sequence[str]) -> float:
+    return sum(not text.strip() for text in texts) / len(texts)
+
+
+def _broken(texts: Sequence[str]) -> float:
+    return sum(not BROKEN.isdisjoint(text) for text in texts) / len(texts)
+
+
+def _commonest(values: Sequence[Hashable]) -> float:
+    """Share of the commonest value; nothing can be said of fewer than 20."""
+    return Counter(values).most_common(1)[0][1] / len(values) if len(values) >= 20 else 0.0
+
+
+def folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _foreign(reference: Observed, window: Observed) -> float:
+    """Share of window rows most of whose letters are of a script that hardly any reference row is written in."""
+    scripts = [Counter(filter(None, map(script_of, text[:400]))) for text in (*reference.inputs, *window.inputs)]
+    main = [counts.most_common(1)[0][0] if counts else "" for counts in scripts]
+    usual = Counter(main[: reference.rows])
+    return sum(bool(name) and usual[name] < 0.01 * reference.rows for name in main[reference.rows :]) / window.rows
+
+
+def _unknown(reference: Observed, window: Observed) -> float:
+    """Share of the window's term occurrences that no reference row holds."""
+    by_word = speaks_in_words(reference)
+    known = {term for row in terms_of(reference, by_word=by_word) for term in row}
+    terms = [term for row in terms_of(window, by_word=by_word) for term in row]
+    return sum(term not in known for term in terms) / len(terms) if terms else 0.0
+
+
+def _again(reference: Observed, window: Observed) -> float:
+    """Share of window rows whose input stands in the reference."""
+    known = set(map(folded, reference.inputs))
+    return sum(folded(text) in known for text in window.inputs if text.strip()) / window.rows
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row. `share` of rows with the defect; a fault from `limit` on, if also at least twice the reference's share.
+
+    `pairwise` shares compare the window with the reference; their own "reference share" is one half of the reference
+    against the other.
+    """
+
+    name: str
+    title: str
+    limit: float
+    share: Callable[[Observed], float] | None = None
+    pairwise: Callable[[Observed, Observed], float] | None = None
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("blank inputs", "rows without any text", 0.2, lambda seen: _blank(seen.inputs)),
+    Fault("one input", "rows with one and the same input", 0.5, lambda seen: _commonest([*map(folded, seen.inputs)])),
+    Fault(
+        "duplicates", "rows that repeat another row", 0.5, lambda seen: 1 - len({*map(folded, seen.inputs)}) / seen.rows
+    ),
+    Fault("broken characters", "rows with control or replacement characters", 0.2, lambda seen: _broken(seen.inputs)),
+    Fault("blank answers", "rows that the adapter answered with nothing", 0.2, lambda seen: _blank(seen.predictions)),
+    Fault("one answer", "rows with one and the same answer", 0.95, lambda seen: _commonest(seen.predictions)),
+    Fault(
+        "confidence out of range", "confidences outside of 0 to 1", 0.05, lambda seen: _not_a_share(seen.confidences)
+    ),
+    Fault("stuck confidence", "confidences of one value", 0.95, lambda seen: _commonest(_known(seen.confidences))),
+    Fault("outcome out of range", "outcomes outside of 0 to 1", 0.05, lambda seen: _not_a_share(seen.outcomes)),
+    Fault("one sender", "rows from one and the same source", 0.9, lambda seen: _commonest(seen.sources)),
+    Fault("foreign script", "rows in a writing system that the reference does not use", 0.5, pairwise=_foreign),
+    Fault("unknown words", "words that the reference never used", 0.8, pairwise=_unknown),
+    Fault("repeats of the reference", "rows whose input is already in the reference", 0.5, pairwise=_again),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A fault that the window shows, with the share of rows and the reference's own share of the same defect."""
+
+    fault: Fault
+    share: float
+    usual: float
+
+
+def faults_of(reference: Observed, window: Observed, *, seed: int) -> tuple[Found, ...]:
+    """All faults of the window, worst first. Up to 2,000 rows of each side are looked at, and as many of the reference
+    as of the window, because repeats grow with the number of rows.
+
+    >>> texts, unknown = tuple("a cat and a dog ran by"[i:] + chr(97 + i) for i in range(24)), (None,) * 24
+    >>> calm = Observed(texts, ((),) * 24, unknown, texts, unknown, unknown)
+    >>> stuck = Observed(("hello",) * 24, ((),) * 24, unknown, texts, unknown, unknown)
+    >>> faults_of(calm, stuck, seed=0)[0].fault.name
+    'one input'
+    """
+    if not reference.rows or not window.rows:
+        return ()
+    chance = np.random.default_rng([seed, 1])
+    seen = window.at(sorted(chance.permutation(window.rows)[:LOOKED_AT])) if window.rows > LOOKED_AT else window
+    dealt = chance.permutation(reference.rows)
+    calm = reference.at(sorted(dealt[: min(seen.rows, LOOKED_AT)]))
+    known = reference.at(sorted(dealt[:LOOKED_AT]))
+    halves = known.at(range(0, known.rows, 2)), known.at(range(1, known.rows, 2))
+    found = []
+    for fault in FAULTS:
+        if fault.share:
+            share, usual = fault.share(seen), fault.share(calm)
+        elif fault.pairwise and halves[1].rows:
+            share, usual = fault.pairwise(known, seen), fault.pairwise(*halves)
+        else:
+            continue
+        if share >= fault.limit and share >= 2 * usual:
+            found.append(Found(fault, share, usual))
+    return tuple(sorted(found, key=lambda one: (-one.share, FAULTS.index(one.fault))))

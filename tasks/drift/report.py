@@ -1,0 +1,95 @@
+"""The answer to "did it drift?": a verdict with its evidence, readable as one line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from tasks.drift.estimate import Estimate
+from tasks.drift.statistics import STATISTICS
+
+Verdict = Literal[
+    "not enough data", "no drift", "input shift", "label shift", "concept shift", "performance loss", "pipeline fault"
+]
+Action = Literal["nothing", "watch", "ask for labels", "retrain with replay", "stop and look"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One signal: its effect, the effect from which it counts (`threshold`), the p-value before the correction, whether
+    it moved (effect reached and p-value significant after the correction), and what shows it."""
+
+    signal: str
+    statistic: str
+    value: float
+    threshold: float
+    p: float | None
+    moved: bool
+    examples: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What moved, with its figures and the first two examples.
+
+        >>> Evidence("vocabulary", "js_rows", 0.121, 0.003, 0.0006, True, ("'pluto' in 0% -> 9% of rows",)).sentence
+        "vocabulary moved (0.121 bits above chance, counts from 0.003; 'pluto' in 0% -> 9% of rows)"
+        """
+        if self.statistic == "share":
+            return f"{self.value:.0%} {self.examples[0] if self.examples else self.signal}"
+        shown = "".join(f"; {example}" for example in self.examples[:2])
+        verb = "moved" if self.moved else "did not move"
+        unit = STATISTICS[self.statistic].unit
+        return f"{self.signal} {verb} ({self.value:.3g} {unit}, counts from {self.threshold:.3g}{shown})"
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """The judgement of one window. Scores are None where too few rows are graded; no figure is ever NaN.
+
+    `drop_low` is the lower 95 % bound of the fall. `n` counts the window's rows, `graded` those with an outcome.
+    `score_estimated` is what the confidences suggest for rows that nobody graded, as (score, low, high). `because` says
+    why there is no such judgement, or what broke.
+    """
+
+    verdict: Verdict
+    action: Action
+    score_reference: float | None
+    score_window: float | None
+    drop_low: float | None
+    evidence: tuple[Evidence, ...]
+    n: int
+    graded: int = 0
+    n_reference: int = 0
+    score_estimated: Estimate | None = None
+    because: str = ""
+
+    @property
+    def moved(self) -> tuple[Evidence, ...]:
+        return tuple(one for one in self.evidence if one.moved)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one plain line: cause, cost, evidence, action."""
+        causes = [one.sentence for one in self.moved if one.signal != "score"]
+        parts = [self.because] if self.because else [self._cost(), *causes[:3]]
+        return f"{self.verdict}: {'; '.join(parts)}; {self.action}"
+
+    def _cost(self) -> str:
+        if self.score_reference is not None and self.score_window is not None and self.drop_low is not None:
+            fell = self.drop_low > 0
+            bound = f", 95 % bound of the fall {self.drop_low:.2f}" if fell else ""
+            change = f"{'fell' if fell else 'went'} from {self.score_reference:.2f} to {self.score_window:.2f}"
+            return f"score {change} (n={self.graded:,}{bound})"
+        known = f"score not measured ({self.graded} of {self.n} rows graded)"
+        if self.score_estimated is None:
+            return known
+        guess = self.score_estimated
+        return f"{known}, confidence suggests {guess.score:.2f} ({guess.low:.2f} to {guess.high:.2f})"
+
+    def payload(self) -> dict[str, Any]:
+        """Plain values for JSON: every field and the sentence."""
+        return {
+            **asdict(self),
+            "score_estimated": self.score_estimated and list(self.score_estimated),
+            "sentence": self.sentence,
+        }

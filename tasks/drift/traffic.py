@@ -1,0 +1,178 @@
+"""Traffic in: rows of JSONL, CSV or Parquet, one at a time, each accepted or set aside with its reason.
+
+rows in = accepted + set aside + repeated. Order does not matter; a row that comes again under its id counts once, and
+may bring a value that was still missing (a label that became known late).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tasks.drift.traffic_files import Unreadable, records
+
+LONGEST_VALUE = 1_000_000
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+SKEW = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class TrafficRow:
+    """One request that was served. `columns` holds the other values as text; what was blank or null is absent."""
+
+    id: str
+    time: datetime
+    source: str
+    columns: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A row that was not taken: its number (the line of the file, or the row of a Parquet file), and why."""
+
+    row: int
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """`late` of the `repeated` rows brought a value that was still missing."""
+
+    rows: tuple[TrafficRow, ...]
+    set_aside: tuple[SetAside, ...]
+    repeated: int
+    late: int
+
+    @property
+    def rows_in(self) -> int:
+        return len(self.rows) + len(self.set_aside) + self.repeated
+
+
+class _Refused(ValueError):
+    """(field, reason) of a value that spoils its row."""
+
+
+def read_traffic(path: Path, *, inputs: Sequence[str], now: datetime) -> Traffic:
+    """All rows of a file, in the order in which they came.
+
+    A row needs `id`, `time` (ISO 8601, read as UTC where it names no zone, or seconds since 1970) and the columns named
+    in `inputs` (which may be empty text); `source` is "" where it is absent. Times before 2000 or more than a day after
+    `now` are set aside, and so is a second row of one id that says otherwise than the first.
+
+    Raises:
+        DataRefused: if the file is missing, of another kind, not readable at all, or lacks a needed column altogether.
+    """
+    first: dict[str, TrafficRow] = {}
+    aside: list[SetAside] = []
+    repeated = late = 0
+    for found in traffic_rows(path, inputs=inputs, now=now):
+        if isinstance(found, SetAside):
+            aside.append(found)
+            continue
+        number, row = found
+        known = first.get(row.id)
+        if known is None:
+            first[row.id] = row
+            continue
+        clash = [name for name in row.columns if known.columns.get(name, row.columns[name]) != row.columns[name]]
+        if clash or (known.time, known.source) != (row.time, row.source):
+            field = clash[0] if clash else "time" if known.time != row.time else "source"
+            aside.append(SetAside(number, field, f"id '{row.id}' came before with another {field}"))
+            continue
+        repeated += 1
+        late += len(row.columns.keys() - known.columns.keys()) > 0
+        first[row.id] = replace(known, columns={**known.columns, **row.columns})
+    return Traffic(tuple(first.values()), tuple(aside), repeated, late)
+
+
+def traffic_rows(path: Path, *, inputs: Sequence[str], now: datetime) -> Iterator[tuple[int, TrafficRow] | SetAside]:
+    """The rows of a file one after another, with their numbers, repeats included: memory does not grow with the file.
+
+    Raises:
+        DataRefused: as `read_traffic`.
+    """
+    for number, record in records(path, needed=("id", "time", *inputs)):
+        try:
+            if isinstance(record, Unreadable):
+                raise _Refused("", record.reason)
+            yield number, _row(record, inputs, now)
+        except _Refused as refusal:
+            yield SetAside(number, *refusal.args)
+
+
+def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = None) -> tuple[TrafficRow, ...]:
+    """The `count` latest rows, oldest first, at most `per_source` of one sender, so that none can fill a window alone.
+
+    >>> day = [datetime(2026, 1, n, tzinfo=UTC) for n in range(1, 5)]
+    >>> rows = [TrafficRow(str(n), day[n], "ab"[n == 0], {}) for n in (2, 0, 3, 1)]
+    >>> [row.id for row in newest(rows, 3)], [row.id for row in newest(rows, 3, per_source=2)]
+    (['1', '2', '3'], ['0', '2', '3'])
+    """
+    taken: list[TrafficRow] = []
+    sent: Counter[str] = Counter()
+    for row in sorted(rows, key=lambda row: (row.time, row.id), reverse=True):
+        if len(taken) == count:
+            break
+        if per_source is None or sent[row.source] < per_source:
+            sent[row.source] += 1
+            taken.append(row)
+    return tuple(reversed(taken))
+
+
+def _row(record: dict[str, Any], inputs: Sequence[str], now: datetime) -> TrafficRow:
+    values = {str(name): _text(str(name), value) for name, value in record.items()}
+    for name in inputs:
+        if values.get(name) is None:
+            raise _Refused(name, "missing")
+    name = (values.get("id") or "").strip()
+    if not name:
+        raise _Refused("id", "missing")
+    reserved = {"id", "time", "source"}
+    kept = {key: value for key, value in values.items() if value is not None and key not in reserved}
+    columns = {key: value for key, value in kept.items() if value.strip() or key in inputs}
+    return TrafficRow(name, _time(values.get("time"), now), (values.get("source") or "").strip(), columns)
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _Refused(name, f"{value} is not a number")
+    if isinstance(value, date):
+        return value.isoformat()
+    if not isinstance(value, str | int | float):
+        raise _Refused(name, f"a plain value is expected, found {type(value).__name__}")
+    text = str(value)
+    if len(text) > LONGEST_VALUE:
+        raise _Refused(name, f"{len(text):,} characters, at most {LONGEST_VALUE:,} are read")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _Refused(name, "not valid UTF-8")
+    return text
+
+
+def _time(text: str | None, now: datetime) -> datetime:
+    if text is None or not text.strip():
+        raise _Refused("time", "missing")
+    try:
+        time = _instant(text.strip())
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise _Refused("time", f"'{text[:40]}' is neither ISO 8601 nor seconds since 1970") from None
+    if not EARLIEST <= time <= now + SKEW:
+        raise _Refused("time", f"{time.isoformat()} is not between {EARLIEST.date()} and a day after now")
+    return time
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.fromtimestamp(float(text), UTC)

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import csv
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from tasks.drift.traffic import SetAside, TrafficRow, newest, read_traffic, traffic_rows
+from tasks.errors import DataRefused
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def record(number: int, **changes: object) -> dict[str, object]:
+    day = NOW - timedelta(days=number % 20)
+    row = {"id": f"e{number}", "time": day.isoformat(), "source": f"shop-{number % 3}", "message": f"where is {number}"}
+    return {**row, "label": "delivery", **changes}
+
+
+def jsonl(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def read(path: Path):
+    return read_traffic(path, inputs=["message"], now=NOW)
+
+
+def test_a_row_becomes_a_value_with_a_time_in_utc(tmp_path: Path) -> None:
+    row = record(1, time="2026-02-03T04:05:06+02:00", confidence=0.5, note="", more=None)
+    (found,) = read(jsonl(tmp_path / "a.jsonl", row)).rows
+    columns = {"message": "where is 1", "label": "delivery", "confidence": "0.5"}
+    assert found == TrafficRow("e1", datetime(2026, 2, 3, 2, 5, 6, tzinfo=UTC), "shop-1", columns)
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-02-03T00:00:00Z", "2026-02-03", "2026-02-03 00:00:00", 1770076800, "1770076800.0"]
+)
+def test_a_time_may_be_written_in_several_ways(time: object, tmp_path: Path) -> None:
+    (found,) = read(jsonl(tmp_path / "a.jsonl", record(1, time=time))).rows
+    assert found.time == datetime(2026, 2, 3, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "reason"),
+    [
+        ('{"id": "e1", "time": "2026-0', "", "not valid JSON"),
+        ("[1, 2]", "", "a JSON object is expected, found list"),
+        ("[" * 100_000, "", "not valid JSON"),
+        (record(1, id=""), "id", "missing"),
+        (record(1, id=None), "id", "missing"),
+        (record(1, time=""), "time", "missing"),
+        (record(1, time="soon"), "time", "neither ISO 8601"),
+        (record(1, time="1e400"), "time", "neither ISO 8601"),
+        (record(1, time="0001-01-01T00:00:00+14:00"), "time", "neither ISO 8601"),
+        (record(1, time="1970-01-01"), "time", "is not between 2000-01-01"),
+        (record(1, time="2026-03-03"), "time", "a day after now"),
+        (record(1, message=None), "message", "missing"),
+        (record(1, message={"text": "hi"}), "message", "found dict"),
+        ('{"id": "e1", "time": "2026-02-03", "message": NaN}', "message", "is not a number"),
+        (record(1, message="x" * 1_000_001), "message", "1,000,001 characters"),
+        ('{"id": "e1", "time": "2026-02-03", "message": "\\ud800"}', "message", "not valid UTF-8"),
+    ],
+)
+def test_a_malformed_line_is_set_aside_with_its_number_and_reason(
+    line: object, field: str, reason: str, tmp_path: Path
+) -> None:
+    found = read(jsonl(tmp_path / "a.jsonl", record(7), line, record(8)))
+    assert [row.id for row in found.rows] == ["e7", "e8"]
+    (aside,) = found.set_aside
+    assert (aside.row, aside.field) == (2, field)
+    assert reason in aside.reason
+
+
+def test_an_invalid_byte_and_an_endless_line_cost_only_their_row(tmp_path: Path) -> None:
+    good = json.dumps(record(1)).encode()
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        + good
+        + b"\r\n"
+        + b'{"id": "\xff"}\n'
+        + b"["
+        + b" " * (17 * 2**20)
+        + b"]\n\n"
+        + json.dumps(record(2)).encode()
+    )
+    found = read(path)
+    assert [row.id for row in found.rows] == ["e1", "e2"]
+    assert [(one.row, one.reason) for one in found.set_aside] == [
+        (2, "not valid UTF-8 at byte 9 of the line"),
+        (3, "a line of more than 16 MiB"),
+    ]
+
+
+def test_counts_are_conserved_whatever_is_broken(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    for trial in range(30):
+        lines: list[object] = []
+        for _ in range(60):
+            kind = chance.randrange(5)
+            number = chance.randrange(40)
+            lines.append(
+                [
+                    record(number),
+                    record(number, label=""),
+                    record(number, label="other"),
+                    "{",
+                    record(number, time="?"),
+                ][kind]
+            )
+        found = read(jsonl(tmp_path / f"{trial}.jsonl", *lines))
+        assert found.rows_in == len(lines) == len(found.rows) + len(found.set_aside) + found.repeated
+        assert len({row.id for row in found.rows}) == len(found.rows)
+
+
+def test_the_order_of_rows_changes_nothing_but_the_order(tmp_path: Path) -> None:
+    lines = [record(number) for number in range(50)] + [record(number) for number in range(10)]
+    straight = read(jsonl(tmp_path / "a.jsonl", *lines))
+    random.Random(1).shuffle(lines)
+    shuffled = read(jsonl(tmp_path / "b.jsonl", *lines))
+    key = lambda row: row.id  # noqa: E731 - the same key twice
+    assert sorted(straight.rows, key=key) == sorted(shuffled.rows, key=key)
+    assert straight.repeated == shuffled.repeated == 10
+
+
+def test_reading_a_file_three_times_over_is_reading_it_once(tmp_path: Path) -> None:
+    lines = [record(number) for number in range(20)]
+    once, thrice = read(jsonl(tmp_path / "a.jsonl", *lines)), read(jsonl(tmp_path / "b.jsonl", *lines, *lines, *lines))
+    assert once.rows == thrice.rows
+    assert thrice.repeated == 40
+
+
+def test_a_label_that_becomes_known_later_is_taken_whichever_row_comes_first(tmp_path: Path) -> None:
+    for name, lines in (("a", [record(1, label=None), record(1)]), ("b", [record(1), record(1, label=None)])):
+        found = read(jsonl(tmp_path / f"{name}.jsonl", *lines))
+        assert [row.columns["label"] for row in found.rows] == ["delivery"]
+        assert (found.repeated, found.late) == (1, int(name == "a"))
+
+
+def test_a_second_row_of_one_id_that_says_otherwise_is_set_aside(tmp_path: Path) -> None:
+    found = read(jsonl(tmp_path / "a.jsonl", record(1), record(1, label="refund"), record(1, time="2026-01-01")))
+    assert [row.columns["label"] for row in found.rows] == ["delivery"]
+    assert found.set_aside == (
+        SetAside(2, "label", "id 'e1' came before with another label"),
+        SetAside(3, "time", "id 'e1' came before with another time"),
+    )
+
+
+def test_the_three_kinds_of_files_say_the_same(tmp_path: Path) -> None:
+    records = [record(number) for number in range(30)]
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, records[0].keys())
+        writer.writeheader()
+        writer.writerows(records)
+    parquet.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    from_lines = read(jsonl(tmp_path / "a.jsonl", *records))
+    assert read(tmp_path / "a.csv") == read(tmp_path / "a.parquet") == from_lines
+    assert len(from_lines.rows) == 30
+
+
+def test_times_of_a_parquet_column_are_read_as_they_are(tmp_path: Path) -> None:
+    times = pa.array([NOW, NOW - timedelta(hours=5)], pa.timestamp("us", "UTC"))
+    parquet.write_table(pa.table({"id": ["a", "b"], "time": times, "message": ["x", "y"]}), tmp_path / "a.parquet")
+    assert [row.time for row in read(tmp_path / "a.parquet").rows] == [NOW, NOW - timedelta(hours=5)]
+
+
+def test_a_csv_row_of_another_width_or_encoding_is_set_aside_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b'id,time,message\ne1,2026-02-01,"two\nlines"\ne2,2026-02-01\ne3,2026-02-01,\xff\ne4,2026-02-01,\n'
+    )
+    found = read(path)
+    assert [(row.id, row.columns["message"]) for row in found.rows] == [("e1", "two\nlines"), ("e4", "")]
+    assert [(one.row, one.field, one.reason) for one in found.set_aside] == [
+        (4, "", "2 values for 3 columns"),
+        (5, "message", "not valid UTF-8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "says"),
+    [
+        ("a.txt", b"", "E-DRIFT-002", ".jsonl, .csv, .parquet"),
+        ("b.jsonl", None, "E-DRIFT-003", "no such file"),
+        ("c.csv", b"id,when,message\n1,2,3\n", "E-DRIFT-004", "no column time; found id, when, message"),
+        ("d.csv", b"id,time,message,id\n", "E-DRIFT-004", "column id is there twice"),
+        ("e.parquet", b"not a table", "E-DRIFT-005", "not readable as Parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_at_all_is_refused(
+    name: str, content: bytes | None, code: str, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataRefused) as refusal:
+        read(path)
+    assert refusal.value.exit_code == 3
+    (line,) = refusal.value.lines()
+    assert line.startswith(f"{code} {path}: ")
+    assert says in line
+
+
+def test_rows_stream_one_at_a_time(tmp_path: Path) -> None:
+    """The first row is there before the second line is looked at."""
+    path = jsonl(tmp_path / "a.jsonl", record(1), "{")
+    stream = traffic_rows(path, inputs=["message"], now=NOW)
+    number, row = next(stream)
+    assert (number, row.id) == (1, "e1")
+    assert isinstance(next(stream), SetAside)
+
+
+def test_no_sender_fills_a_window_alone() -> None:
+    rows = [TrafficRow(f"bot{n}", NOW - timedelta(minutes=n), "bot", {}) for n in range(500)]
+    rows += [TrafficRow(f"shop{n}", NOW - timedelta(days=1, minutes=n), f"shop-{n % 9}", {}) for n in range(200)]
+    taken = newest(rows, 300, per_source=150)
+    assert len(taken) == 300
+    assert sum(row.source == "bot" for row in taken) == 150
+    assert [row.time for row in taken] == sorted(row.time for row in taken)
+    everyone = newest(rows, 300)
+    assert {row.id for row in everyone} == {f"bot{n}" for n in range(300)}
