@@ -195,18 +195,18 @@ def _prepare(settings: Settings, file: Path, say: Say, *, ours: bool) -> None:
 
 
 def _start_worker(group: Group, settings: Settings, say: Say) -> None:
+    """Until the server has heard it; a worker of the same name that was stopped a moment ago still counts as online."""
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import WorkerStatus
 
     from infra.pools import POOL
 
     name = f"factory-{socket.gethostname()}"
-    begun = group.start(worker(name, settings.worker_runs), environment_of(settings) | LOGGED)
     with SyncPrefectClient(str(settings.prefect_api_url)) as client:
 
-        def online() -> bool:
-            workers = client.read_workers_for_work_pool(POOL)
-            return any(found.name == name and found.status is WorkerStatus.ONLINE for found in workers)
+        def heard() -> list[object]:
+            return [row.last_heartbeat_time for row in client.read_workers_for_work_pool(POOL) if row.name == name]
 
-        begun.wait(online, settings.start_seconds, say)
+        before = heard()
+        begun = group.start(worker(name, settings.worker_runs), environment_of(settings) | LOGGED)
+        begun.wait(lambda: heard() != before, settings.start_seconds, say)
     say(f"{'worker':14} {name} takes runs, log in {begun.log}")

@@ -12,7 +12,17 @@ from registry.delivery import TAGS_PER_CALL, send_dataset
 from registry.failpoint import failpoint
 from registry.ledger import Ledger
 from registry.mlflow_access import RUN_KEY, experiment_id, experiment_ids, run_of
-from registry.pages import VERSION_KEY, VersionFacts, flat, name_page, version_page, version_parents, version_tags
+from registry.pages import (
+    VERSION_KEY,
+    VersionFacts,
+    flat,
+    lineage_file,
+    name_page,
+    plain_name,
+    version_page,
+    version_parents,
+    version_tags,
+)
 from registry.records import VersionRecord
 from registry.store import Store
 
@@ -42,9 +52,9 @@ class Convergence:
         self._tell_run(run, version, page)
         self._send_files(run.info.run_id, version)
         failpoint("mirror.after_run")
-        model_id = self._logged_model(run, version)
+        self._logged_model(run, version)
         failpoint("mirror.after_model")
-        self._model_version(run.info.run_id, version, page, model_id)
+        self._model_version(run.info.run_id, version, page)
 
     def _run(self, version: VersionRecord) -> Any:
         """The run that trained it; one of our own where MLflow never heard of that."""
@@ -86,25 +96,24 @@ class Convergence:
     def _metrics(self, version: VersionRecord) -> dict[str, float]:
         """What was measured: side/metric on the version's own data, side/metric/digest on other data."""
         own = next((ref.removeprefix("dataset:") for role, ref in version.parents if role == "dataset"), None)
-        found = dict(version.metrics)
+        found = {plain_name(name): value for name, value in version.metrics.items()}
         for score in self._ledger.evaluations(version.ref):
             suffix = "" if score.dataset == own else f"/{score.dataset[:12]}"
-            found.setdefault(f"{score.side}/{score.metric}{suffix}", score.score)
+            found.setdefault(plain_name(f"{score.side}/{score.metric}{suffix}"), score.score)
         return found
 
     def _send_files(self, run_id: str, version: VersionRecord) -> None:
-        """The adapter's files under adapter/, of a merged model its manifest and card; figures under figures/."""
+        """The adapter's files under adapter/, of a merged model its manifest and card; figures and lineage beside."""
         entries = self._store.manifest(version.artifact)
         folder = self._store.path(version.artifact)
-        if version.kind == "merged":
-            with TemporaryDirectory(prefix="factory-") as temporary:
-                manifest = Path(temporary, "manifest.json")
-                manifest.write_text(json.dumps([entry._asdict() for entry in entries], indent=1))
-                files = {"manifest.json": manifest}
-                files |= {entry.path: folder / entry.path for entry in entries if entry.path in CARDS}
-                self._send_missing(run_id, "adapter", files)
-        else:
-            self._send_missing(run_id, "adapter", {entry.path: folder / entry.path for entry in entries})
+        with TemporaryDirectory(prefix="factory-") as temporary:
+            lineage, manifest = Path(temporary, "lineage.md"), Path(temporary, "manifest.json")
+            lineage.write_text(lineage_file(self._ledger.lineage(version.ref, "up")))
+            manifest.write_text(json.dumps([entry._asdict() for entry in entries], indent=1))
+            merged = version.kind == "merged"
+            files = {entry.path: folder / entry.path for entry in entries if not merged or entry.path in CARDS}
+            self._send_missing(run_id, "adapter", files | {"manifest.json": manifest} if merged else files)
+            self._send_missing(run_id, "lineage", {"lineage.md": lineage})
         if version.figures is not None:
             figures = self._store.path(version.figures)
             names = [entry.path for entry in self._store.manifest(version.figures)]
@@ -118,7 +127,7 @@ class Convergence:
                 self._mlflow.log_artifact(run_id, str(path), target.rpartition("/")[0])
                 self.changes += 1
 
-    def _logged_model(self, run: Any, version: VersionRecord) -> str:
+    def _logged_model(self, run: Any, version: VersionRecord) -> None:
         """MLflow's own model entity: it is what links a run to the models that went in and came out."""
         from mlflow.entities import LoggedModelInput, LoggedModelOutput, LoggedModelStatus
 
@@ -147,14 +156,13 @@ class Convergence:
             if parent is not None and parent.model_id not in into:
                 self._mlflow.log_inputs(run.info.run_id, models=[LoggedModelInput(parent.model_id)])
                 self.changes += 1
-        return str(model.model_id)
 
     def _find_logged_model(self, version: VersionRecord) -> Any | None:
         ours = f"tags.`{VERSION_KEY}` = '{version.version_key}'"
         found = self._mlflow.search_logged_models(experiment_ids(self._mlflow), ours, max_results=1)
         return found[0] if found else None
 
-    def _model_version(self, run_id: str, version: VersionRecord, page: str, model_id: str) -> None:
+    def _model_version(self, run_id: str, version: VersionRecord, page: str) -> None:
         self._registered_model(version.name)
         tags = version_tags(version)
         found = self._find_model_version(version)
@@ -165,7 +173,6 @@ class Convergence:
                 run_id=run_id,
                 tags=tags,
                 description=page,
-                model_id=model_id,
                 await_creation_for=0,
             )
             self.changes += 1
@@ -196,22 +203,25 @@ class Convergence:
 
     def _facts(self, version: VersionRecord) -> VersionFacts:
         previous = next((ref for role, ref in version.parents if role == "previous"), None)
-        below = self._ledger.lineage(version.ref, "down")
         return VersionFacts(
             version=version,
             scores=self._ledger.evaluations(version.ref),
             base_scores=self._ledger.evaluations(f"base:{version.base}"),
             previous_scores=self._ledger.evaluations(previous) if previous else (),
             above=self._ledger.lineage(version.ref, "up"),
-            children=below.steps(version.ref),
+            near=self._ledger.neighbourhood(version.ref),
         )
 
     # One name -------------------------------------------------------------------------------------------------------
 
     def _registered_model(self, name: str) -> Any:
-        found = self._mlflow.search_registered_models(f"name = '{name}'", max_results=1)
-        if found:
-            return found[0]
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._mlflow.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
         self.changes += 1
         return self._mlflow.create_registered_model(name, tags={"factory.name": name})
 
@@ -223,7 +233,7 @@ class Convergence:
             self._mlflow.update_registered_model(name, page)
             self.changes += 1
         aliases = {"champion": self._ledger.champion(name), "challenger": self._ledger.challenger(name)}
-        present = {alias: str(number) for alias, number in self._mlflow.get_registered_model(name).aliases.items()}
+        present = {alias: str(number) for alias, number in registered.aliases.items()}
         for alias, version in aliases.items():
             found = None if version is None else self._find_model_version(version)
             wanted = None if found is None else str(found.version)

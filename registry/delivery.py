@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from registry.errors import DependencyDown
 from registry.failpoint import failpoint
 from registry.mlflow_access import RUN_KEY, down, experiment_id, run_of, saying_when_it_is_down
-from registry.pages import TEXT_LIMIT
+from registry.pages import TEXT_LIMIT, plain_name
 from registry.spool import Journal, Position
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _send_points(mlflow: MlflowClient, run_id: str, events: list[dict[str, Any]]
     from mlflow.entities import Metric
 
     metrics = [
-        Metric(name, value, event["at_ms"], int(point["step"]))
+        Metric(plain_name(name), value, event["at_ms"], int(point["step"]))
         for event in events
         for point in event["points"]
         for name, value in point.items()
@@ -122,7 +122,7 @@ def _send_points(mlflow: MlflowClient, run_id: str, events: list[dict[str, Any]]
 def _send_params(mlflow: MlflowClient, run_id: str, events: list[dict[str, Any]], _: Path) -> None:
     from mlflow.entities import Param
 
-    params = [Param(name, text[:TEXT_LIMIT]) for event in events for name, text in event["values"].items()]
+    params = [Param(plain_name(name), text[:TEXT_LIMIT]) for event in events for name, text in event["values"].items()]
     for start in range(0, len(params), TAGS_PER_CALL):
         mlflow.log_batch(run_id, params=params[start : start + TAGS_PER_CALL])
 

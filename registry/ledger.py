@@ -21,7 +21,7 @@ from registry.database import Database, insert_once
 from registry.errors import DraftRefused, RegistryError
 from registry.failpoint import failpoint
 from registry.fingerprint import canonical
-from registry.lineage import Direction, Lineage, walk
+from registry.lineage import Direction, Lineage, neighbourhood, walk
 from registry.names import challenger_row, champion_row, find_content, find_version, unknown_name
 from registry.records import (
     BaseRecord,
@@ -187,6 +187,11 @@ class Ledger:
         """What `ref` was made from (up) or what was made from it (down); also of `dataset:<digest>`."""
         with self.database.reading() as session:
             return walk(session, ref, direction)
+
+    def neighbourhood(self, ref: str) -> Lineage:
+        """What a version was made from and what was made from it, one step each way."""
+        with self.database.reading() as session:
+            return neighbourhood(session, ref)
 
     # Scores ---------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from registry.names import CONTENT, find_content, find_version
 from registry.records import base_ref, code_ref, dataset_ref
 from registry.tables import BaseRow, CodeRow, DatasetRow, EdgeRow, VersionRow
-from registry.versions import edge_ref, edges_of
+from registry.versions import edges_of
 
 Direction = Literal["up", "down"]
 SHORTEN = {"base": base_ref, "dataset": dataset_ref, "code": code_ref}
@@ -76,6 +76,19 @@ def walk(session: Session, ref: str, direction: Direction = "up") -> Lineage:
     return _lineage(session, f"{version.name}:{version.number}", direction, sorted({version.id, *ids}), {})
 
 
+def neighbourhood(session: Session, ref: str) -> Lineage:
+    """One step up and one step down from a version: what fits on its page."""
+    version = find_version(session, ref)
+    root = f"{version.name}:{version.number}"
+    above = select(EdgeRow.parent_id).where(EdgeRow.child_id == version.id, EdgeRow.parent_id.is_not(None))
+    below = select(EdgeRow.child_id).where(EdgeRow.parent_id == version.id)
+    ids = {version.id, *session.scalars(above), *session.scalars(below)}
+    wide = _lineage(session, root, "up", sorted(filter(None, ids)), {})
+    links = tuple(link for link in wide.links if root in (link.child, link.parent))
+    near = {root, *(link.parent for link in links), *(link.child for link in links)}
+    return Lineage(root, "up", {name: node for name, node in wide.nodes.items() if name in near}, links)
+
+
 def tree(lineage: Lineage) -> str:
     """The lineage as indented text; what was drawn once is not drawn again below another parent."""
     drawn: set[str] = set()
@@ -122,23 +135,21 @@ def _made_from(session: Session, first_step: ColumnElement[bool]) -> list[int]:
 
 def _lineage(session: Session, root: str, direction: Direction, ids: list[int], content: dict[str, Node]) -> Lineage:
     """Nodes and links among the versions `ids`; on the way down, only links between root and descendants."""
-    versions = {row.id: row for row in session.scalars(select(VersionRow).where(VersionRow.id.in_(ids)))}
+    named: dict[int, str] = {}
     nodes = dict(content)
-    for row_id in sorted(versions):
-        row = versions[row_id]
-        ref = f"{row.name}:{row.number}"
-        nodes[ref] = Node(
-            ref, row.kind, f"{ref} ({row.kind})", {"artifact": row.artifact, "version_key": row.version_key}
-        )
-    links = []
-    for edge, name, number in edges_of(session, list(versions)):
-        child = versions[edge.child_id]
-        parent = edge_ref(edge, name, number)
-        if direction == "up" or parent in nodes:
-            links.append(Link(f"{child.name}:{child.number}", edge.role, parent))
-    wanted = {link.parent for link in links} - set(nodes)
-    nodes.update(_content_nodes(session, wanted))
-    return Lineage(root, direction, nodes, tuple(links))
+    columns = select(VersionRow.id, VersionRow.name, VersionRow.number, VersionRow.kind, VersionRow.artifact)
+    for row_id, name, number, kind, artifact in session.execute(
+        columns.where(VersionRow.id.in_(ids)).order_by(VersionRow.id)
+    ):
+        ref = named[row_id] = f"{name}:{number}"
+        nodes[ref] = Node(ref, kind, f"{ref} ({kind})", {"artifact": artifact})
+    links = tuple(
+        Link(named[child_id], role, parent)
+        for child_id, role, parent in edges_of(session, list(named))
+        if direction == "up" or parent in nodes
+    )
+    nodes.update(_content_nodes(session, {link.parent for link in links} - set(nodes)))
+    return Lineage(root, direction, nodes, links)
 
 
 def _content_nodes(session: Session, refs: set[str]) -> dict[str, Node]:

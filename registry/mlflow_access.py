@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its default of 7 waits about 4 minutes per call
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 NOISY = ("mlflow.store.db.utils", "mlflow.tracking", "alembic", "alembic.runtime.migration", "urllib3.connectionpool")
 REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"})
@@ -113,7 +114,7 @@ def experiment_id(mlflow: MlflowClient, name: str, artifacts: Path) -> str:
 def run_of(mlflow: MlflowClient, key: str) -> Any | None:
     """The run that carries this key of ours, if there is one."""
     found = mlflow.search_runs(experiment_ids(mlflow), f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
-    return found[0] if found else None
+    return mlflow.get_run(found[0].info.run_id) if found else None  # a search leaves out which models went in
 
 
 def experiment_ids(mlflow: MlflowClient) -> list[str]:

@@ -53,7 +53,7 @@ def find_version(session: Session, ref: str) -> VersionRow:
         if row is None:
             newest = session.get_one(NameRow, name).last_number
             raise Unknown.one(
-                "E-LEDGER-002", ref, f"is not in the ledger; the newest is v{newest}", "factory list " + name
+                "E-LEDGER-002", ref, f"is not in the ledger; the newest is v{newest}", "factory show " + name
             )
         return row
     if alias not in (None, "champion", "challenger"):

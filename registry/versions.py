@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -100,30 +100,26 @@ def row_by_key(session: Session, version_key: str) -> VersionRow | None:
 def records(session: Session, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
     """The rows as values, their edges read in one query."""
     parents: dict[int, list[Parent]] = {row.id: [] for row in rows}
-    for edge, name, number in edges_of(session, list(parents)):
-        if edge.role not in DRAWN_BY_LEDGER:
-            parents[edge.child_id].append(Parent(edge.role, edge_ref(edge, name, number)))
+    for child_id, role, ref in edges_of(session, list(parents)):
+        if role not in DRAWN_BY_LEDGER:
+            parents[child_id].append(Parent(role, ref))
     return tuple(_record(row, tuple(parents[row.id])) for row in rows)
 
 
-def edges_of(session: Session, child_ids: Sequence[int]) -> Iterable[tuple[EdgeRow, str | None, int | None]]:
-    """Edges in the order of their drafts, with name and number of the parent version, if it is one."""
+def edges_of(session: Session, child_ids: Sequence[int]) -> Iterator[tuple[int, str, str]]:
+    """(child id, role, reference of the target with its full digest) in the order of the drafts."""
     parent = aliased(VersionRow)
     query = (
-        select(EdgeRow, parent.name, parent.number)
+        select(
+            EdgeRow.child_id, EdgeRow.role, *(getattr(EdgeRow, kind) for kind in CONTENT), parent.name, parent.number
+        )
         .outerjoin(parent, EdgeRow.parent_id == parent.id)
         .where(EdgeRow.child_id.in_(child_ids))
         .order_by(EdgeRow.child_id, EdgeRow.place)
     )
-    return [(edge, name, number) for edge, name, number in session.execute(query)]
-
-
-def edge_ref(edge: EdgeRow, name: str | None, number: int | None) -> str:
-    """The reference that an edge points at, with the full digest where it is content."""
-    if edge.parent_id is not None:
-        return f"{name}:{number}"
-    kind = next(kind for kind in CONTENT if getattr(edge, kind) is not None)
-    return f"{kind}:{getattr(edge, kind)}"
+    for child_id, role, *digests, name, number in session.execute(query):
+        content = (f"{kind}:{digest}" for kind, digest in zip(CONTENT, digests, strict=True) if digest is not None)
+        yield child_id, role, next(content, f"{name}:{number}")
 
 
 def _targets(session: Session, draft: VersionDraft) -> list[tuple[str, dict[str, Any]]]:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,13 +83,36 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.database.SYNCHRONOUS", "OFF")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
+BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=BOTH)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of each kind without any table."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/home/ledger.db"
-    else:
-        yield request.getfixturevalue("postgres_url")
+        return f"sqlite:///{tmp_path}/home/ledger.db"
+    return request.getfixturevalue("empty_postgres_url")
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite ledger with its tables, built once and copied."""
+    path = tmp_path_factory.mktemp("template") / "ledger.db"
+    Ledger.open(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, migrated_file: Path) -> str:
+    (tmp_path / "home").mkdir(exist_ok=True)
+    shutil.copy(migrated_file, tmp_path / "home" / "ledger.db")
+    return f"sqlite:///{tmp_path}/home/ledger.db"
+
+
+@pytest.fixture(params=BOTH)
+def url(request: pytest.FixtureRequest) -> str:
+    """A ledger of each kind with its tables and nothing in them."""
+    return request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +146,8 @@ def workshop(ledger: Ledger, store: Store) -> Workshop:
 
 
 @pytest.fixture
-def sqlite_workshop(tmp_path: Path, store: Store) -> Iterator[Workshop]:
-    with Ledger.open(f"sqlite:///{tmp_path}/home/ledger.db", store=store) as ledger:
+def sqlite_workshop(sqlite_url: str, store: Store) -> Iterator[Workshop]:
+    with Ledger.open(sqlite_url, store=store) as ledger:
         yield Workshop(ledger, store)
 
 
@@ -165,16 +189,37 @@ def postgres_server() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def migrated_database(postgres_server: str) -> str:
+    """The name of a database with the ledger's tables, built once and copied."""
+    with database_on(postgres_server, keep=True) as url:
+        Ledger.open(url).close()
+    return url.rpartition("?")[0].rpartition("/")[2]
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str) -> Iterator[str]:
-    """A fresh database on the server."""
+def empty_postgres_url(postgres_server: str) -> Iterator[str]:
+    with database_on(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, migrated_database: str) -> Iterator[str]:
+    with database_on(postgres_server, f"TEMPLATE {migrated_database}") as url:
+        yield url
+
+
+@contextmanager
+def database_on(server: str, options: str = "", *, keep: bool = False) -> Iterator[str]:
+    """A fresh database."""
     import psycopg
 
     name = f"ledger_{os.urandom(4).hex()}"
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield postgres_server.replace("/postgres?", f"/{name}?")
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} {options}")
+        yield server.replace("/postgres?", f"/{name}?")
+        if not keep:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 # MLflow ------------------------------------------------------------------------------------------------------------
@@ -193,6 +238,6 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def mlflow_folder(mlflow_template: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "home" / "mlflow"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(mlflow_template, folder / "mlflow.db")
     return folder

@@ -19,12 +19,12 @@ from registry.tables import Table
 FORK = multiprocessing.get_context("fork")
 
 
-def test_eight_processes_may_open_an_empty_database_at_once(url):
+def test_eight_processes_may_open_an_empty_database_at_once(empty_url):
     barrier = FORK.Barrier(8)
 
     def work() -> None:
         barrier.wait(30)
-        with Ledger.open(url) as ledger:
+        with Ledger.open(empty_url) as ledger:
             assert ledger.names() == ()
 
     children = [FORK.Process(target=work) for _ in range(8)]
@@ -35,11 +35,11 @@ def test_eight_processes_may_open_an_empty_database_at_once(url):
     assert [child.exitcode for child in children] == [0] * 8
 
 
-def test_the_migrated_schema_is_the_one_that_tables_py_describes(url):
+def test_the_migrated_schema_is_the_one_that_tables_py_describes(empty_url):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    database = Database.open(url)
+    database = Database.open(empty_url)
     with database.reading() as session:
         context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
         assert compare_metadata(context, Table.metadata) == []
@@ -52,13 +52,13 @@ def test_head_names_the_newest_migration():
     assert ScriptDirectory(str(migrations.FOLDER)).get_heads() == [migrations.HEAD]
 
 
-def test_migrations_go_down_to_nothing_and_up_again(url):
-    database = Database.open(url)
+def test_migrations_go_down_to_nothing_and_up_again(empty_url):
+    database = Database.open(empty_url)
     with database.writing() as session:
         migrations.downgrade(session.connection(), "base")
         assert inspect(session.connection()).get_table_names() == ["alembic_version"]
     database.close()
-    with Ledger.open(url) as ledger:
+    with Ledger.open(empty_url) as ledger:
         assert ledger.names() == ()
 
 
@@ -87,13 +87,13 @@ def test_sqlite_runs_in_wal_below_parents_that_were_made_for_it(tmp_path):
     connection.close()
 
 
-def test_a_schema_from_the_future_is_refused(url):
-    database = Database.open(url)
+def test_a_schema_from_the_future_is_refused(empty_url):
+    database = Database.open(empty_url)
     with database.writing() as session:
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     with pytest.raises(IntegrityError) as refusal:
-        Ledger.open(url)
+        Ledger.open(empty_url)
     assert "9999" in str(refusal.value)
 
 

@@ -21,13 +21,13 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An adapter-like folder of about 6 kB."""
+    """An adapter-like folder of about 3 kB."""
     folder = tmp_path / "adapter"
     (folder / "nested").mkdir(parents=True)
     chance = random.Random(7)
-    (folder / "adapter_model.safetensors").write_bytes(chance.randbytes(5000))
+    (folder / "adapter_model.safetensors").write_bytes(chance.randbytes(2000))
     (folder / "adapter_config.json").write_text('{"r": 16}')
-    (folder / "nested" / "tokenizer.json").write_bytes(chance.randbytes(1000))
+    (folder / "nested" / "tokenizer.json").write_bytes(chance.randbytes(500))
     return folder
 
 
@@ -142,7 +142,7 @@ def test_missing_added_and_replaced_files_are_refused(store, folder, harm):
         victim.unlink()
         victim.symlink_to(folder / "adapter_config.json")
     elif harm == "truncate":
-        os.truncate(place / "adapter_model.safetensors", 4999)
+        os.truncate(place / "adapter_model.safetensors", 1999)
     elif harm == "no manifest":
         (place.parent / "manifest.json").unlink()
     else:
@@ -214,7 +214,7 @@ def test_a_real_file_size_limit_is_no_space(store, folder):
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
             Store(store.root).put(folder)
         except NoSpace as error:
