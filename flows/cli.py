@@ -7,11 +7,10 @@ understood by every command, before or after its name.
 from __future__ import annotations
 
 import json
-import os
 import sys
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -38,6 +37,7 @@ class Manner:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 manner = Manner()
@@ -49,32 +49,29 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for name in ("json", "quiet", "debug"):
         setattr(manner, name, f"--{name}" in words)
     words = [word for word in words if word not in ("--json", "--quiet", "--debug")]
+    manner.told = {}
     try:
-        code = app(words, standalone_mode=False)
+        code = app(words, standalone_mode=False, prog_name="factory")
     except BaseException as error:  # the one place where every error becomes a line and a code
         sys.exit(_ended(error))
+    if manner.told:
+        print(json.dumps({"ok": True, "exit_code": 0, **manner.told}, default=str))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _ended(error: BaseException) -> int:
-    import click
-
+    """Lines to stderr, one JSON document to stdout where it was asked for, and the exit code."""
     from flows.complaints import as_json, complain
 
-    if isinstance(error, SystemExit):
-        return int(error.code or 0)
-    if isinstance(error, click.exceptions.Abort):
+    if isinstance(error, typer.Abort):
         error = KeyboardInterrupt()
-    if isinstance(error, click.ClickException):
-        error.show(file=sys.stderr)
-        return 2
-    if manner.debug and not isinstance(error, KeyboardInterrupt):
+    if manner.debug and not isinstance(error, KeyboardInterrupt | SystemExit):
         import traceback
 
         traceback.print_exception(error)
     code = complain(error)
     if manner.json:
-        print(json.dumps(as_json(error)))
+        print(json.dumps({**as_json(error), **manner.told}, default=str))
     return code
 
 
@@ -85,16 +82,16 @@ def ready() -> Any:
     from infra.settings import load_settings
 
     voice.quiet = manner.quiet or manner.json
-    settings = load_settings(workdir=Path.cwd()) if "FACTORY_WORKDIR" not in os.environ else load_settings()
+    settings = load_settings()
     export_environment(settings, debug=manner.debug)
     settings.prefect_home.mkdir(parents=True, exist_ok=True)  # its embedded server does not start without
     return settings
 
 
 def tell(value: Any, *parts: Any) -> None:
-    """The result: sentences and tables for people, or the value as JSON."""
+    """The result: sentences and tables for people, or the value for the JSON document that ends the command."""
     if manner.json:
-        print(json.dumps({"ok": True, "result": plain(value)}, default=str))
+        manner.told = {"result": plain(value)}
         return
     for part in parts:
         if isinstance(part, str):
@@ -180,7 +177,6 @@ def train(
     """
     ready()
     from flows.train import train as flow
-    from tasks.errors import GateRefused, Problem
 
     done = flow(spec, promote)
     state = "champion" if done.promoted else "registered, not promoted"
@@ -188,10 +184,8 @@ def train(
         done,
         f"{done.version.ref}: {state}; {done.scores.metric} {done.scores.score:.3f}, base {done.base_scores.score:.3f}",
     )
-    if promote and not done.decision.passed:
-        raise GateRefused(
-            Problem("E-GATE-001", done.version.ref, done.decision.sentence, "it is kept; change the recipe or the data")
-        )
+    if promote:
+        done.decision.refuse_unless_passed()
 
 
 @app.command()
@@ -206,6 +200,7 @@ def fleet(
     """
     ready()
     from flows.fleet import fleet as flow
+    from flows.fleet import refuse_unless_all_passed
 
     done = flow(specs, promote, over_pool)
     tell(
@@ -216,6 +211,8 @@ def fleet(
             if o
         ),
     )
+    if promote:
+        refuse_unless_all_passed(done)
 
 
 @app.command()
@@ -241,7 +238,9 @@ def retrain(
     replay_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of replayed rows; the spec's by default.")
     ] = None,
-    start: Annotated[str | None, typer.Option(help="base or champion; the spec's by default.")] = None,
+    start: Annotated[
+        Literal["base", "champion"] | None, typer.Option(help="base or champion; the spec's by default.")
+    ] = None,
     promote: Annotated[bool, typer.Option(help="Serve the candidate if it passes every gate.")] = True,
 ) -> None:
     """Teach a moved task again: fresh rows plus replay; refused if it forgets (exit 5).
@@ -251,7 +250,7 @@ def retrain(
     ready()
     from flows.retrain import retrain as flow
 
-    done = flow(task, str(Path(traffic).resolve()) if traffic else None, None, replay_share, start, promote)  # type: ignore[arg-type]
+    done = flow(task, str(Path(traffic).resolve()) if traffic else None, None, replay_share, start, promote)
     state = "champion" if done.promoted else "kept, not promoted"
     tell(done, f"{done.version.ref}: {state}; {done.decision.sentence}")
     if promote:
@@ -394,12 +393,15 @@ def reconcile() -> None:
     """
     ready()
     from flows.wiring import opened
-    from registry.mirror import mirror
+    from registry.errors import DependencyDown
+    from registry.mirror import reconcile as bring_up
 
     home = opened()
-    delivered = home.tracker.deliver()
-    report = mirror(home.ledger, home.store, home.tracker)
-    tell({"delivered": delivered, "mirror": report}, f"runs: {delivered}", f"registry: {report}")
+    report = bring_up(home.ledger, home.store, home.tracker)
+    said = f"{report.versions} versions compared, {report.changes} changes sent, {report.pending} entries wait"
+    tell(report._asdict(), said)
+    if report.problem:
+        raise DependencyDown(report.problem)
 
 
 @app.command()

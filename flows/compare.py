@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from prefect import flow
 
@@ -14,6 +14,8 @@ from flows.report import Bytes, Seconds, Share, Table
 from flows.validate import identified, validated
 from flows.wiring import opened
 from registry.records import EvaluationRecord
+from tasks.errors import Problem, SpecRefused, raise_if_any
+from tasks.methods.catalogue import METHODS
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec, MethodSpec
 
@@ -42,6 +44,7 @@ def compare(spec_path: str, methods: list[str] | None = None, ranks: list[int] |
         seeds: Runs per setting.
     """
     home, spec = opened(), load_adapter_spec(spec_path)
+    refuse_unknown(methods or [], ranks or [])
     base = identified(home, spec.base)
     data = validated(home, spec)
     spec = settled(spec, data)
@@ -59,10 +62,10 @@ def compare(spec_path: str, methods: list[str] | None = None, ranks: list[int] |
     for each, plan in zip(settings, plans, strict=True):
         name = f"{each.method.name} r={each.method.rank} seed {each.seed}"
         voice.say(name)
-        candidate = trained(home, each, learn, choose, name=name, tags={"factory.flow": "compare"}, datasets=[data])
-        after = scored(each, [test], candidate.folder)[test.name]
-        size = sum(path.stat().st_size for path in candidate.folder.iterdir())
-        shutil.rmtree(candidate.folder)
+        tags = {"factory.flow": "compare"}
+        with trained(home, each, learn, choose, name=name, tags=tags, datasets=[data]) as candidate:
+            after = scored(each, [test], candidate.folder)[test.name]
+            size = sum(path.stat().st_size for path in candidate.folder.iterdir())
         share = candidate.figures["trainable_parameters"] / plan.parameters
         rows.append(
             Row(each.method.name, each.method.rank, each.seed, share, candidate.figures["train_seconds"], size, after)
@@ -70,6 +73,20 @@ def compare(spec_path: str, methods: list[str] | None = None, ranks: list[int] |
     table = as_table(spec, rows, before)
     publish_comparison(home, spec.task, table)
     return table
+
+
+def refuse_unknown(methods: list[str], ranks: list[int]) -> None:
+    """
+    Raises:
+        SpecRefused: for each method that the catalogue lacks, and each rank that is none.
+    """
+    found = []
+    for name in (name for name in methods if name not in METHODS):
+        near = get_close_matches(name, METHODS, n=1)
+        remedy = f"did you mean '{near[0]}'?" if near else f"choose of {', '.join(METHODS)}"
+        found.append(Problem("E-SPEC-022", "methods", f"'{name}' is not in the catalogue", remedy))
+    found += [Problem("E-SPEC-014", "ranks", f"{rank} is no rank", "write 1 or more") for rank in ranks if rank < 1]
+    raise_if_any(SpecRefused, found)
 
 
 def setting(spec: AdapterSpec, method: str, rank: int, seed: int) -> AdapterSpec:

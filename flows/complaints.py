@@ -4,39 +4,68 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
-BUG, INTERRUPTED, NO_SPACE, DOWN = 70, 130, 8, 7
+from infra.redaction import redacted
+from tasks.errors import FactoryError, Problem
+
+BUG, INTERRUPTED, NO_SPACE, DOWN, USAGE = 70, 130, 8, 7, 2
 
 
 def lines_and_code(error: BaseException) -> tuple[list[str], int]:
-    """What is printed, one line per problem, and the exit code.
-
-    An error of ours knows both. Of the others, a full disk and a silent service are recognised; the rest is our bug.
-    """
-    if hasattr(error, "exit_code") and hasattr(error, "lines"):
-        return error.lines(), int(error.exit_code)
+    """What is printed, one line per problem, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return ["stopped; nothing half-done was kept"], INTERRUPTED
+    problems, code = problems_and_code(error)
+    return error.lines() if _is_ours(error) else [str(problem) for problem in problems], code
+
+
+def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
+    """An error of ours knows both. Of the others a full disk and a silent service are recognised; the rest is a bug."""
+    if _is_ours(error):
+        return error.problems, int(error.exit_code)
+    if isinstance(error, SystemExit):  # a command that has said all there is to say
+        return (), int(error.code or 0)
+    if hasattr(error, "format_message"):  # Typer's usage errors: it brings its own copy of Click's classes
+        return _usage(error), USAGE
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return [f"E-STORE-006 {error.filename or 'disk'}: no space left -> free space and run again"], NO_SPACE
+        where = str(error.filename or "disk")
+        return (Problem("E-STORE-006", where, "no space left", "free space and run again"),), NO_SPACE
     if isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore")):
-        return [f"E-ENV-090 network: {_first(error)} -> run again when the service is up; it is safe"], DOWN
-    return [f"E-ENV-099 {type(error).__name__}: {_first(error)} -> this is a bug of ours; --debug shows where"], BUG
+        remedy = "run again when the service is up; it is safe"
+        return (Problem("E-ENV-090", "network", _first(error), remedy),), DOWN
+    remedy = "this is a bug of ours; --debug shows where"
+    return (Problem("E-ENV-099", type(error).__name__, _first(error), remedy),), BUG
 
 
 def as_json(error: BaseException) -> dict[str, Any]:
     """The same for machines."""
-    lines, code = lines_and_code(error)
-    problems = [problem._asdict() for problem in getattr(error, "problems", ())]
-    return {"ok": False, "exit_code": code, "problems": problems or [{"wrong": line} for line in lines]}
+    problems, code = ((), INTERRUPTED) if isinstance(error, KeyboardInterrupt) else problems_and_code(error)
+    return {"ok": False, "exit_code": code, "problems": [_plain(problem) for problem in problems]}
 
 
 def complain(error: BaseException) -> int:
     """Print the lines to stderr and give the exit code."""
     lines, code = lines_and_code(error)
-    print("\n".join(lines), file=sys.stderr)
+    for line in lines:
+        print(redacted(line), file=sys.stderr)
     return code
+
+
+def _plain(problem: Problem) -> dict[str, str]:
+    return {name: redacted(str(value)) for name, value in problem._asdict().items()}
+
+
+def _is_ours(error: Any) -> TypeGuard[FactoryError]:
+    """Each package has error classes of its own, of one shape."""
+    return hasattr(error, "exit_code") and hasattr(error, "problems") and hasattr(error, "lines")
+
+
+def _usage(error: Any) -> tuple[Problem, ...]:
+    """Nothing where no argument was given: the help has been shown."""
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "factory"
+    wrong = " ".join(error.format_message().split()).rstrip(".")
+    return (Problem("E-SPEC-019", command, wrong[:1].lower() + wrong[1:], f"see `{command} --help`"),) if wrong else ()
 
 
 def _first(error: BaseException) -> str:

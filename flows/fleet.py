@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prefect import flow
 
 from flows.progress import voice
 from flows.train import TrainOutcome, train
-from tasks.errors import FactoryError
+from registry.errors import RegistryError
+from tasks.errors import FactoryError, GateRefused, Problem, raise_if_any
 from tasks.spec_files import load_adapter_spec
 
 
@@ -25,16 +28,30 @@ def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) 
     if over_pool:
         return handed_over(list(specs), promote)
     done: dict[str, TrainOutcome | None] = {}
-    refused: list[FactoryError] = []
+    refused: list[FactoryError | RegistryError] = []
     for place, path in enumerate(sorted(specs, key=lambda p: (specs[p].base.model, specs[p].task)), start=1):
         voice.say(f"[{place}/{len(specs)}] {specs[path].task}")
         try:
             done[specs[path].task] = train(path, promote)
-        except FactoryError as error:  # one bad spec does not take the others down; all are told at the end
+        except (FactoryError, RegistryError) as error:  # one bad spec does not take the others down
             refused.append(error)
-    if refused:
-        raise type(refused[0])(*(problem for error in refused for problem in error.problems))
+    if refused:  # all are told at the end, under the first one's exit code
+        raise type(refused[0])(*(problem for error in refused for problem in error.problems))  # type: ignore[arg-type]
     return done
+
+
+def refuse_unless_all_passed(done: Mapping[str, TrainOutcome | None]) -> None:
+    """
+    Raises:
+        GateRefused: one problem per gate that failed, of all adapters.
+    """
+    problems: list[Problem] = []
+    for outcome in filter(None, done.values()):
+        try:
+            outcome.decision.refuse_unless_passed()
+        except GateRefused as refused:
+            problems += refused.problems
+    raise_if_any(GateRefused, problems)
 
 
 def handed_over(spec_paths: list[str], promote: bool) -> dict[str, TrainOutcome | None]:
@@ -42,6 +59,6 @@ def handed_over(spec_paths: list[str], promote: bool) -> dict[str, TrainOutcome 
     from prefect.deployments import run_deployment
 
     for path in spec_paths:
-        run = run_deployment("train/default", parameters={"spec_path": path, "promote": promote}, timeout=0)
+        run = run_deployment("train/train", parameters={"spec_path": path, "promote": promote}, timeout=0)
         voice.say(f"  {path}: run {run.name} is scheduled")  # type: ignore[union-attr]
     return dict.fromkeys(spec_paths)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
@@ -41,7 +41,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trained adapter that is not registered yet. Scores are per slice, by the slice's name."""
+    """A trained adapter that is not registered yet; its folder lasts as long as the block in which it is used."""
 
     spec: AdapterSpec
     folder: Path
@@ -50,6 +50,12 @@ class Candidate:
     figures: Mapping[str, float]
     run: str | None
     compute: str
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def settled(spec: AdapterSpec, data: Dataset) -> AdapterSpec:
@@ -195,7 +201,11 @@ def trained(
                         for f in fatal
                     )
                 )
+            if spec.kind == "classification":
+                (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")
             (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            if spec.kind == "classification":  # the names of the head's outputs, where whoever loads it looks for them
+                (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")
             return Candidate(spec, folder, done.curve, findings, figures, run.key, done.compute)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # an interrupted or refused run leaves nothing behind
@@ -271,7 +281,6 @@ def registered(
     images = figures_of(candidate.spec.task, candidate.curve, candidate.findings, beside)
     figures = home.store.put_files(images)
     artifact = home.store.put(candidate.folder)
-    shutil.rmtree(candidate.folder, ignore_errors=True)
     version = home.ledger.register(
         VersionDraft(
             name=candidate.spec.task,
@@ -335,8 +344,18 @@ def datasets_of(version: VersionRecord) -> list[str]:
 def earlier_slices(home: Home, spec: AdapterSpec, data: Dataset) -> list[Slice]:
     """The frozen slices on which the champion was judged: whoever follows it is judged there too."""
     champion = home.ledger.champion(spec.task)
-    known = [] if champion is None else [d for d in datasets_of(champion) if d != data.digest]
+    scores = home.ledger.evaluations(champion.ref) if champion is not None else ()
+    known = dict.fromkeys(e.dataset for e in scores if e.side == "test" and e.dataset != data.digest)
     return [slice_of(spec, remembered_dataset(home, digest)) for digest in known]
+
+
+def known_scores(home: Home, subject: str, slices: Sequence[Slice], metric: str) -> dict[str, EvaluationRecord]:
+    """What the ledger knows of a subject on exactly these rows, by the data's digest."""
+    rows: dict[tuple[str, str], tuple[str, ...]] = {
+        (s.dataset, s.side): tuple(example.key for example in s.examples) for s in slices
+    }
+    found = (e for e in home.ledger.evaluations(subject) if e.metric == metric)
+    return {e.dataset: e for e in found if rows.get((e.dataset, e.side)) == e.keys}
 
 
 def answers_when_loaded(home: Home, version: VersionRecord, rows: int = 3) -> tuple[str, ...]:
@@ -355,6 +374,8 @@ def answers_when_loaded(home: Home, version: VersionRecord, rows: int = 3) -> tu
         adapter=home.store.path(version.artifact),
         kind=spec.kind,
         quantization=spec.base.quantization,
+        double_quant=spec.base.double_quant,
+        compute_dtype=spec.base.compute_dtype,
     )
     if not any(answer.strip() for answer in said):
         raise ArtifactRefused.one(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
-from flows.learn import Slice, datasets_of, record_of, scored, slice_of, subject_of, threads
+from flows.learn import Slice, datasets_of, known_scores, record_of, scored, slice_of, subject_of, threads
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import mirrored, publish_merge
@@ -109,6 +109,8 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     """
     home, spec = opened(), load_merge_spec(recipe)
     check_rules(spec)
+    if out:
+        refuse_foreign(Path(out))
     experts = [expert(home, ref) for ref in spec.parents]
     base = same_base(home, experts)
     voice.say(f"{spec.name}: merging {', '.join(e.version.ref for e in experts)}")
@@ -141,15 +143,12 @@ def expert(home: Home, ref: str) -> Expert:
     """A parent by reference, with the rows of all the data that it learned from.
 
     Raises:
-        SpecRefused: it is a merged model, or a classifier.
+        SpecRefused: it is a merged model.
     """
     version = home.ledger.version(ref)
     if version.kind != "adapter":
         raise SpecRefused.one("E-MERGE-040", ref, "is a merged model", "name the adapters it was made from")
     spec = AdapterSpec.model_validate(version.spec)
-    if spec.kind == "classification":
-        remedy = "merge adapters of generation tasks, or serve the classifiers side by side"
-        raise SpecRefused.one("E-MERGE-041", ref, "is a classifier, whose head cannot be merged", remedy)
     known = [remembered_dataset(home, digest) for digest in datasets_of(version)]
     return Expert(version, spec, {side: tuple(slice_of(spec, data, side) for data in known) for side in SIDES})
 
@@ -193,9 +192,8 @@ def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert]) -> Pla
 
     base = experts[0].spec.base
     folder = base_folder(base)
-    as_seen = (
-        nf4_modules(folder, "generation") if base.quantization == "nf4" and spec.merge_base == "dequantized" else ()
-    )
+    rounded = base.quantization == "nf4" and spec.merge_base == "dequantized"
+    as_seen = nf4_modules(folder, experts[0].spec.kind) if rounded else ()
     weights = open_base(folder, nf4=as_seen, double_quant=base.double_quant, dtype=torch.float32)
     parents = [
         Parent(
@@ -214,10 +212,11 @@ def before_and_alone(home: Home, experts: Sequence[Expert], side: Side) -> dict[
             ("base", base_ref(e.version.base), None),
             ("experts", e.version.ref, home.store.path(e.version.artifact)),
         ):
-            known = {k.dataset: k for k in home.ledger.evaluations(subject) if k.side == side}
+            known = known_scores(home, subject, e.slices[side], e.spec.metric)
             missing = [s for s in e.slices[side] if s.dataset not in known]
             if missing:
-                measured = scored(e.spec, missing, adapter)
+                learned = [x for s in e.slices["train"] for x in s.examples]
+                measured = scored(e.spec, missing, adapter, learned)
                 home.ledger.remember_evaluations([subject_of(m, subject) for m in measured.values()])
                 known |= {m.dataset: m for m in measured.values()}
             found[who][e.task] = pooled([known[s.dataset] for s in e.slices[side]])
@@ -233,24 +232,26 @@ def merged_and_scored(
     from tasks.merging.apply import applied, fill
     from tasks.training.base import load_base
 
-    first = experts[0].spec
-    dense = first.base.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
-    base = load_base(dense, kind="generation", device=spec.resources.device)
+    dense = experts[0].spec.base.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
+    bases = {
+        e.task: load_base(dense, kind=e.spec.kind, labels=e.spec.data.labels, device=spec.resources.device)
+        for e in experts
+    }
     found: dict[Setting, dict[str, EvaluationRecord]] = {}
     began = time.monotonic()
     with threads(spec.resources.threads):
-        fill(base.model, plan.base)
+        for base in bases.values():
+            fill(base.model, plan.base)
         for _, alike in itertools.groupby(settings, key=lambda s: (s.rule, s.weights, s.density)):
             group = list(alike)
             updates = dict(updates_of(spec, plan, group[0]))
             for setting in group:
-                with applied(base.model, updates, scale=setting.scale) as model:
-                    found[setting] = {
-                        e.task: pooled(
-                            [record_of(score(base, model, s.examples, e.spec.metric), s) for s in e.slices[side]]
-                        )
-                        for e in experts
-                    }
+                found[setting] = {}
+                for e in experts:
+                    base, head = bases[e.task], plan.parents.heads.get(e.task)
+                    with applied(base.model, updates, scale=setting.scale, head=head) as model:
+                        scores = [record_of(score(base, model, s.examples, e.spec.metric), s) for s in e.slices[side]]
+                    found[setting][e.task] = pooled(scores)
                 left = (time.monotonic() - began) / len(found) * (len(settings) - len(found))
                 voice.bar(f"merging, scored on {side} rows:", len(found), len(settings), left, setting.name)
     return found
@@ -341,7 +342,7 @@ def remembered(
     staging = Path(tempfile.mkdtemp(dir=home.scratch()))
     try:
         card = card_of(spec, experts, base, scores, alone, chosen)
-        written(spec, plan, chosen, card, staging / "model")
+        written(spec, experts, plan, chosen, card, staging / "model")
         artifact = home.store.put(staging / "model")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -395,7 +396,7 @@ def card_of(
     """What the exported folder says about itself."""
     return Card(
         name=spec.name,
-        kind="generation",
+        kind=experts[0].spec.kind,
         base=f"{base.name}, sha256 {base.digest}",
         lineage={e.version.ref: f"adapter, sha256 {e.version.artifact}" for e in experts},
         recipe={
@@ -414,8 +415,11 @@ def card_of(
     )
 
 
-def written(spec: MergeSpec, plan: Planned, chosen: Setting, card: Card, folder: Path) -> None:
-    """The chosen model as a plain transformers folder; one module is in memory at a time."""
+def written(
+    spec: MergeSpec, experts: Sequence[Expert], plan: Planned, chosen: Setting, card: Card, folder: Path
+) -> None:
+    """The chosen model as a plain transformers folder; one module is in memory at a time. Classifiers share the body,
+    and each task's own head lies beside it."""
     import torch
 
     from tasks.export.model import export_model
@@ -425,7 +429,17 @@ def written(spec: MergeSpec, plan: Planned, chosen: Setting, card: Card, folder:
     dtype = (
         max(stored.values(), key=list(stored.values()).count) if spec.dtype == "base" else getattr(torch, spec.dtype)
     )
-    export_model(folder, plan.base, updates_of(spec, plan, chosen), scale=chosen.scale, dtype=dtype, card=card)
+    heads = plan.parents.heads
+    export_model(
+        folder,
+        plan.base,
+        updates_of(spec, plan, chosen),
+        scale=chosen.scale,
+        dtype=dtype,
+        card=card,
+        heads=heads,
+        labels={e.task: e.spec.data.labels for e in experts if e.task in heads},
+    )
 
 
 @cheap
@@ -437,9 +451,13 @@ def answered(home: Home, version: VersionRecord, experts: Sequence[Expert]) -> d
     """
     from tasks.export.answer import answer_in_fresh_process
 
-    asked = [e.slices["test"][-1].examples[0].input for e in experts]
-    said = answer_in_fresh_process(home.store.path(version.artifact), asked)
-    return {e.task: (request, answer) for e, request, answer in zip(experts, asked, said, strict=True)}
+    folder = home.store.path(version.artifact)
+    asked = {e.task: e.slices["test"][-1].examples[0].input for e in experts}
+    if experts[0].spec.kind == "classification":  # one body, and the head of the task that is asked
+        said = {t: answer_in_fresh_process(folder, [q], kind="classification", head=t)[0] for t, q in asked.items()}
+    else:
+        said = dict(zip(asked, answer_in_fresh_process(folder, list(asked.values())), strict=True))
+    return {task: (request, said[task]) for task, request in asked.items()}
 
 
 def served(home: Home, version: VersionRecord, decision: Decision) -> bool:
@@ -455,20 +473,34 @@ def served(home: Home, version: VersionRecord, decision: Decision) -> bool:
     return True
 
 
+def refuse_foreign(target: Path) -> None:
+    """An export takes the place of nothing, of an empty folder, or of an earlier export as it was written.
+
+    Raises:
+        SpecRefused: something else lies there.
+    """
+    from tasks.export.model import verify_export
+
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            verify_export(target)
+    except ArtifactRefused:
+        wrong = "is there already, and is no exported model or was changed since"
+        raise SpecRefused.one("E-MERGE-043", target, wrong, "name another folder") from None
+
+
 def exported(home: Home, version: VersionRecord, out: str) -> Path:
     """A copy of the stored model where the user wants it; a model that lies there already is replaced whole."""
     target = Path(out)
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(home.store.path(version.artifact), staging, copy_function=shutil.copyfile)
-    if target.exists():
-        if not (target / "manifest.json").is_file():
-            shutil.rmtree(staging)
-            raise SpecRefused.one(
-                "E-MERGE-043", target, "is there already and is no exported model", "name another folder"
-            )
-        shutil.rmtree(target)
-    staging.rename(target)
+    try:
+        shutil.copytree(home.store.path(version.artifact), staging, copy_function=shutil.copyfile)
+        refuse_foreign(target)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     voice.say(f"  exported to {target}")
     return target

@@ -11,6 +11,7 @@ from flows.progress import voice
 from flows.publish import mirrored, publish_decision
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, PromotionRecord, VersionRecord, base_ref
+from tasks.errors import SpecRefused
 from tasks.promotion import Decision, Gate, beats_base, judge, keeps_slice
 from tasks.specs import AdapterSpec
 
@@ -24,6 +25,9 @@ def promote(candidate: str) -> PromotionRecord:
     """
     home = opened()
     version = home.ledger.version(candidate)
+    if version.kind != "adapter":
+        remedy = "run `factory merge` again; `factory rollback` serves an earlier one"
+        raise SpecRefused.one("E-SPEC-021", version.ref, "is a merged model, which is judged by its recipe", remedy)
     decision = judged_from_ledger(home, version)
     publish_decision(version.ref, decision)
     decision.refuse_unless_passed()
@@ -52,11 +56,6 @@ def moved_to_champion(home: Home, version: VersionRecord, decision: Decision) ->
         voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
         return False
     champion = home.ledger.champion(version.name)
-    if champion is not None and champion.number != version.number:
-        against = judged_from_ledger(home, version)
-        if not against.passed:
-            voice.say(f"  {version.ref} is kept, not promoted: {against.sentence}")
-            return False
     if champion is None or champion.number != version.number:
         moved(home, version, decision)
     return True
@@ -85,17 +84,17 @@ def moved(home: Home, version: VersionRecord, decision: Decision) -> PromotionRe
 
 def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
     """The gates of a registered version, from the row-by-row outcomes in the ledger."""
-    gates = AdapterSpec.model_validate(version.spec).evaluation.gates
-    own = tests_of(home, version.ref)
-    base = tests_of(home, base_ref(version.base))
-    found: list[Gate] = [beats_base(e.outcomes, base[d].outcomes, gates) for d, e in own.items() if d in base]
+    spec = AdapterSpec.model_validate(version.spec)
+    gates = spec.evaluation.gates
+    own, base = (scores_on_tests(home, subject, spec.metric) for subject in (version.ref, base_ref(version.base)))
+    found: list[Gate] = [beats_base(*on_same_rows(own[data], base[data]), gates) for data in own if data in base]
     champion = home.ledger.champion(version.name)
     if champion is not None and champion.number != version.number:
-        served = tests_of(home, champion.ref)
-        for dataset, evaluation in served.items():
-            name = f"test of {dataset[:8]}"
-            if dataset in own:
-                found.append(keeps_slice(name, own[dataset].outcomes, evaluation.outcomes, gates))
+        served = scores_on_tests(home, champion.ref, spec.metric)
+        for data in scores_on_tests(home, champion.ref):
+            name = f"test of {data[:8]}"
+            if data in own and data in served:
+                found.append(keeps_slice(name, *on_same_rows(own[data], served[data]), gates))
             else:  # a champion's slice on which the candidate was never scored proves nothing
                 found.append(Gate(f"scored on {name}", 0.0, -1.0, 0.0, 0, passed=False))
     if not found:
@@ -103,6 +102,14 @@ def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
     return judge(version.ref, found)
 
 
-def tests_of(home: Home, subject: str) -> dict[str, EvaluationRecord]:
-    """The newest score of a subject on the test side of each snapshot."""
-    return {e.dataset: e for e in home.ledger.evaluations(subject) if e.side == "test"}
+def scores_on_tests(home: Home, subject: str, metric: str | None = None) -> dict[str, EvaluationRecord]:
+    """The score of a subject over most rows on the test side of each snapshot; by one metric, if it is named."""
+    found = [e for e in home.ledger.evaluations(subject) if e.side == "test" and metric in (None, e.metric)]
+    return {e.dataset: e for e in sorted(found, key=lambda e: e.n)}
+
+
+def on_same_rows(new: EvaluationRecord, old: EvaluationRecord) -> tuple[list[float], list[float]]:
+    """Outcomes of two subjects on the rows that both were asked, in one order: two specs may judge on more or fewer."""
+    before = dict(zip(old.keys, old.outcomes, strict=True))
+    pairs = [(now, before[key]) for key, now in zip(new.keys, new.outcomes, strict=True) if key in before]
+    return [now for now, _ in pairs], [then for _, then in pairs]

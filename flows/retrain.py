@@ -13,6 +13,7 @@ from flows.learn import (
     Slice,
     datasets_of,
     key_of,
+    known_scores,
     planned,
     registered,
     scored,
@@ -99,10 +100,10 @@ def retrain(
         ]
         adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
         tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
-        candidate = trained(
+        with trained(
             home, spec, learn, choose, name=f"{task} retrain", tags=tags, datasets=[fresh, *known], start=adapter
-        )
-        version = remembered(home, key, candidate, base, champion, fresh, known, slices)
+        ) as candidate:
+            version = remembered(home, key, candidate, base, champion, fresh, known, slices)
     scores = side_by_side(home, spec, version, champion, slices, known)
     decision = judged(spec, version, scores)
     for name in [s.name for s in slices]:
@@ -210,7 +211,7 @@ def side_by_side(
         ("champion", champion.ref, champion.artifact),
         ("candidate", version.ref, version.artifact),
     ):
-        have = {e.dataset: e for e in home.ledger.evaluations(subject) if e.side == "test"}
+        have = known_scores(home, subject, slices, spec.metric)
         missing = [s for s in slices if s.dataset not in have]
         if missing:
             new = scored(spec, missing, home.store.path(adapter) if adapter else None, learned)

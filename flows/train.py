@@ -20,12 +20,12 @@ from flows.learn import (
     trained,
 )
 from flows.progress import voice
-from flows.promote import moved_to_champion
+from flows.promote import judged_from_ledger, moved_to_champion, scores_on_tests
 from flows.publish import mirrored, publish_training
 from flows.validate import identified, validated
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, VersionRecord, base_ref
-from tasks.promotion import Decision, beats_base, judge, score_line
+from tasks.promotion import Decision, score_line
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec
 
@@ -60,27 +60,27 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
     plan = planned(spec, base, data)
     key = key_of(home, spec, base, made_from=[("dataset", data.digest)], judged_on=[data.digest])
     if known := home.ledger.by_key(key):
-        return recalled(home, known)
+        return recalled(home, known, promote)
 
     learn, choose, test = data.snapshot.examples("train"), data.snapshot.examples("validation"), slice_of(spec, data)
     slices = [test, *earlier_slices(home, spec, data)]
-    candidate = trained(home, spec, learn, choose, name=spec.task, tags={"factory.flow": "train"}, datasets=[data])
-    before = scored(spec, [test], None, learn)[test.name]
-    scores = scored(spec, slices, candidate.folder)
-    after = scores[test.name]
-    decision = judge(spec.task, [beats_base(after.outcomes, before.outcomes, spec.evaluation.gates)])
-    voice.say(f"  {spec.metric}: base {score_line(before.outcomes)}, adapter {score_line(after.outcomes)}")
-
-    home.ledger.remember_evaluations([subject_of(before, base_ref(base.digest))])
-    version = registered(
-        home,
-        key,
-        candidate,
-        base,
-        [("dataset", data.ref)],
-        list(scores.values()),
-        {"untouched base": before, "adapter": after},
-    )
+    tags = {"factory.flow": "train"}
+    with trained(home, spec, learn, choose, name=spec.task, tags=tags, datasets=[data]) as candidate:
+        before = scored(spec, [test], None, learn)[test.name]
+        scores = scored(spec, slices, candidate.folder)
+        after = scores[test.name]
+        voice.say(f"  {spec.metric}: base {score_line(before.outcomes)}, adapter {score_line(after.outcomes)}")
+        home.ledger.remember_evaluations([subject_of(before, base_ref(base.digest))])
+        version = registered(
+            home,
+            key,
+            candidate,
+            base,
+            [("dataset", data.ref)],
+            list(scores.values()),
+            {"untouched base": before, "adapter": after},
+        )
+    decision = judged_from_ledger(home, version)
     promoted = promote and moved_to_champion(home, version, decision)
     outcome = TrainOutcome(version, after, before, decision, promoted, candidate)
     publish_training(home, outcome, data, plan)
@@ -88,16 +88,18 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
     return outcome
 
 
-def recalled(home: Home, version: VersionRecord) -> TrainOutcome:
-    """The outcome of a version that was made before, from the ledger; nothing is trained again."""
-    dataset = datasets_of(version)[0]
-    scores = next(e for e in home.ledger.evaluations(version.ref) if e.side == "test" and e.dataset == dataset)
-    on_same_rows = [
-        e for e in home.ledger.evaluations(base_ref(version.base)) if e.dataset == scores.dataset and e.side == "test"
-    ]
-    before = on_same_rows[-1]
-    gates = AdapterSpec.model_validate(version.spec).evaluation.gates
-    decision = judge(version.name, [beats_base(scores.outcomes, before.outcomes, gates)])
+def recalled(home: Home, version: VersionRecord, promote: bool) -> TrainOutcome:
+    """The outcome of a version that was made before, from the ledger; nothing is trained again.
+
+    Where the run that made it did not come to its promotion, this one does; what was served before is left as it is.
+    """
+    dataset, metric = datasets_of(version)[0], AdapterSpec.model_validate(version.spec).metric
+    scores = scores_on_tests(home, version.ref, metric)[dataset]
+    before = scores_on_tests(home, base_ref(version.base), metric)[dataset]
+    decision = judged_from_ledger(home, version)
+    voice.say(f"  {version.ref} was made from the same spec, data, base and code: nothing to train")
+    served = version.number in [link.number for link in home.ledger.history(version.name)]
+    if promote and not served and moved_to_champion(home, version, decision):
+        mirrored(home)
     champion = home.ledger.champion(version.name)
-    voice.say(f"  {version.ref} was made from the same spec, data, base and code: nothing to do")
     return TrainOutcome(version, scores, before, decision, champion is not None and champion.ref == version.ref, None)

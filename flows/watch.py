@@ -21,7 +21,7 @@ from registry.fingerprint import fingerprint
 from registry.records import FindingRecord, VersionRecord
 from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.drift.observed import Observed
-from tasks.drift.traffic import TrafficRow, read_traffic
+from tasks.drift.traffic import newest, read_traffic
 from tasks.drift.verdict import DriftReport, judge
 from tasks.errors import DataRefused, Problem
 from tasks.specs import AdapterSpec
@@ -108,15 +108,10 @@ def arrived(spec: AdapterSpec, source: str) -> tuple[list[Arrival], int]:
     truth = target_columns(spec)
     traffic = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
     found = []
-    for place, row in enumerate(newest_rows(traffic.rows, spec.drift.window_rows)):
+    for place, row in enumerate(newest(traffic.rows, spec.drift.window_rows)):
         example = example_of(spec, {**dict.fromkeys((*input_columns(spec), *truth), ""), **row.columns}, place)
         found.append(Arrival(example, row.id, row.source, all(row.columns.get(name) for name in truth)))
     return found, len(traffic.set_aside)
-
-
-def newest_rows(rows: Sequence[TrafficRow], count: int) -> list[TrafficRow]:
-    """The last rows by time; equal times by id, so that the window is the same however the file is ordered."""
-    return sorted(rows, key=lambda row: (row.time, row.id))[-count:]
 
 
 def reference_examples(home: Home, champion: VersionRecord, spec: AdapterSpec) -> list[Example]:
@@ -134,10 +129,10 @@ def observed(spec: AdapterSpec, adapter: Path, *groups: Sequence[Example]) -> li
 
     base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
     found = []
+    longest = max((len(base.tokenizer(row.target)["input_ids"]) for rows in groups for row in rows), default=1)
     with threads(spec.resources.threads), attached(base, adapter) as model:
-        for rows in groups:
+        for rows in groups:  # all of them may say as much, also those whose truth is not known yet
             inputs = tuple(row.input for row in rows)
-            longest = max((len(base.tokenizer(row.target)["input_ids"]) for row in rows), default=1)
             said = answers(base, model, inputs, max_new_tokens=longest + 8)
             found.append(
                 Observed(
