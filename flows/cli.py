@@ -41,6 +41,7 @@ class Manner:
 
 
 manner = Manner()
+INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     manner.told = {}
     try:
         code = app(words, standalone_mode=False, prog_name="factory")
+        if code == INTERRUPTED:  # Typer answers Ctrl-C with this code and no word
+            raise KeyboardInterrupt
     except BaseException as error:  # the one place where every error becomes a line and a code
         sys.exit(_ended(error))
     if manner.told:
@@ -86,6 +89,28 @@ def ready() -> Any:
     export_environment(settings, debug=manner.debug)
     settings.prefect_home.mkdir(parents=True, exist_ok=True)  # its embedded server does not start without
     return settings
+
+
+def check_adapter_specs(*paths: str) -> None:
+    """Read the specs before anything heavy loads or a server starts: what is wrong with them is said at once."""
+    from tasks.errors import Problem, SpecRefused, raise_if_any
+    from tasks.spec_files import load_adapter_spec
+
+    found: list[Problem] = []
+    for path in paths:
+        try:
+            load_adapter_spec(path)
+        except SpecRefused as refused:
+            found += refused.problems
+    raise_if_any(SpecRefused, found)
+
+
+def check_recipe(path: str) -> None:
+    """The same for a merge recipe."""
+    from tasks.merging.rules import check_rules
+    from tasks.spec_files import load_merge_spec
+
+    check_rules(load_merge_spec(path))
 
 
 def tell(value: Any, *parts: Any) -> None:
@@ -134,6 +159,7 @@ def validate(spec: SpecPath) -> None:
 
     Example: `factory validate examples/quickstart/triage.yaml`
     """
+    check_adapter_specs(spec)
     ready()
     from flows.validate import validate as flow
 
@@ -153,6 +179,7 @@ def plan(
 
     Example: `factory plan examples/quickstart/triage.yaml --device 24GiB`
     """
+    check_adapter_specs(spec)
     ready()
     from flows.learn import plan_run
     from flows.publish import memory_table
@@ -175,6 +202,7 @@ def train(
 
     Example: `factory train examples/quickstart/triage.yaml`
     """
+    check_adapter_specs(spec)
     ready()
     from flows.train import train as flow
 
@@ -198,6 +226,7 @@ def fleet(
 
     Example: `factory fleet examples/quickstart/*.yaml`
     """
+    check_adapter_specs(*specs)
     ready()
     from flows.fleet import fleet as flow
     from flows.fleet import refuse_unless_all_passed
@@ -266,6 +295,7 @@ def merge(
 
     Example: `factory merge examples/quickstart/merge.yaml --out merged`
     """
+    check_recipe(recipe)
     ready()
     from flows.merge import merge as flow
 
@@ -314,6 +344,7 @@ def compare(
 
     Example: `factory compare examples/quickstart/triage.yaml --methods lora,rslora,dora --ranks 4,16`
     """
+    check_adapter_specs(spec)
     ready()
     from flows.compare import compare as flow
     from tasks.errors import SpecRefused

@@ -9,8 +9,10 @@ from prefect import flow
 from flows.progress import voice
 from flows.train import TrainOutcome, train
 from registry.errors import RegistryError
-from tasks.errors import FactoryError, GateRefused, Problem, raise_if_any
+from tasks.errors import DependencyDown, FactoryError, GateRefused, Problem, raise_if_any
 from tasks.spec_files import load_adapter_spec
+
+TRAIN = "train/train"  # flow and deployment, as prefect.yaml names them
 
 
 @flow(
@@ -55,10 +57,19 @@ def refuse_unless_all_passed(done: Mapping[str, TrainOutcome | None]) -> None:
 
 
 def handed_over(spec_paths: list[str], promote: bool) -> dict[str, TrainOutcome | None]:
-    """A run of the train deployment per spec; the pool's GPU slots decide how many go at once."""
+    """A run of the train deployment per spec; the pool's GPU slots decide how many go at once.
+
+    Raises:
+        DependencyDown: the server does not know the deployment.
+    """
     from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
 
     for path in spec_paths:
-        run = run_deployment("train/train", parameters={"spec_path": path, "promote": promote}, timeout=0)
+        try:
+            run = run_deployment(TRAIN, parameters={"spec_path": path, "promote": promote}, timeout=0)
+        except ObjectNotFound:
+            wrong = "is not deployed on this Prefect server"
+            raise DependencyDown.one("E-PREFECT-003", TRAIN, wrong, "run `factory up` first") from None
         voice.say(f"  {path}: run {run.name} is scheduled")  # type: ignore[union-attr]
     return dict.fromkeys(spec_paths)

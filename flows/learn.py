@@ -201,8 +201,6 @@ def trained(
                         for f in fatal
                     )
                 )
-            if spec.kind == "classification":
-                (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")
             (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if spec.kind == "classification":  # the names of the head's outputs, where whoever loads it looks for them
                 (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")

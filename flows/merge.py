@@ -6,7 +6,8 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from tasks.specs import SIDES, AdapterSpec, MergeSpec, Side
 if TYPE_CHECKING:
     from tasks.merging.base import BaseWeights
     from tasks.merging.plan import MergePlan
+    from tasks.training.base import Base
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def merged_and_scored(
 ) -> dict[Setting, dict[str, EvaluationRecord]]:
     """Each setting's model on every task. A rule's update is computed once per density."""
     from tasks.evaluation.scoring import score
-    from tasks.merging.apply import applied, fill
+    from tasks.merging.apply import applied
     from tasks.training.base import load_base
 
     dense = experts[0].spec.base.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
@@ -239,9 +241,7 @@ def merged_and_scored(
     }
     found: dict[Setting, dict[str, EvaluationRecord]] = {}
     began = time.monotonic()
-    with threads(spec.resources.threads):
-        for base in bases.values():
-            fill(base.model, plan.base)
+    with threads(spec.resources.threads), as_merged(bases.values(), plan):
         for _, alike in itertools.groupby(settings, key=lambda s: (s.rule, s.weights, s.density)):
             group = list(alike)
             updates = dict(updates_of(spec, plan, group[0]))
@@ -255,6 +255,25 @@ def merged_and_scored(
                 left = (time.monotonic() - began) / len(found) * (len(settings) - len(found))
                 voice.bar(f"merging, scored on {side} rows:", len(found), len(settings), left, setting.name)
     return found
+
+
+@contextmanager
+def as_merged(bases: Iterable[Base], plan: Planned) -> Iterator[None]:
+    """Dense bases with the weights that are merged into; whoever borrows them next finds the stored ones again."""
+    import torch
+
+    from tasks.merging.apply import fill
+    from tasks.merging.base import open_base
+
+    bases = tuple(bases)
+    stored = open_base(plan.base.folder, dtype=torch.float32)
+    try:
+        for base in bases:
+            fill(base.model, plan.base)
+        yield
+    finally:
+        for base in bases:
+            fill(base.model, stored)
 
 
 def updates_of(spec: MergeSpec, plan: Planned, setting: Setting) -> Iterator[tuple[str, Any]]:

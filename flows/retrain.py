@@ -94,10 +94,8 @@ def retrain(
     version = home.ledger.by_key(key)
     if version is None:
         learn = [*fresh.snapshot.examples("train"), *replay]
-        choose = [
-            *fresh.snapshot.examples("validation"),
-            *(e for data in known for e in data.snapshot.examples("validation")),
-        ]
+        old = [e for data in known for e in data.snapshot.examples("validation")] if replay else []
+        choose = [*fresh.snapshot.examples("validation"), *old]
         adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
         tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
         with trained(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by cause, their sum, and what there is."""
+    """Bytes by cause, their sum, and what there is. `remedies` are changes of the spec with which it would fit."""
 
     causes: Mapping[str, int]
     available_bytes: int
@@ -46,6 +47,7 @@ class MemoryPlan:
     parameters: int
     micro_batch: int
     tokens: int
+    remedies: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -111,14 +113,33 @@ def plan_memory(
     """
     chosen = chosen_targets(shapes.linear, spec.method)
     trainable = trainable_parameters(chosen, spec.method.rank, spec.method.name)
-    hidden = int(shapes.config.get("hidden_size", 768))
     if spec.kind == "classification":
-        trainable += hidden * max(len(spec.data.labels), 2)
+        trainable += int(shapes.config.get("hidden_size", 768)) * max(len(spec.data.labels), 2)
+
+    def causes_of(changed: AdapterSpec) -> dict[str, int]:
+        return _causes(changed, shapes, trainable, longest_tokens=longest_tokens, on_gpu=on_gpu, half=half)
+
+    causes = causes_of(spec)
+    remedies: tuple[str, ...] = ()
+    if sum(causes.values()) > available_bytes:
+        remedies = _fitting_changes(spec, lambda changed: sum(causes_of(changed).values()) <= available_bytes)
+    batch = _rows_at_once(spec)
+    return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, batch, longest_tokens, remedies)
+
+
+def _rows_at_once(spec: AdapterSpec) -> int:
+    return min(spec.training.micro_batch or spec.training.batch_size, spec.training.batch_size)
+
+
+def _causes(
+    spec: AdapterSpec, shapes: Shapes, trainable: int, *, longest_tokens: int, on_gpu: bool, half: bool
+) -> dict[str, int]:
+    """Bytes of a run by cause."""
+    hidden = int(shapes.config.get("hidden_size", 768))
     inner = int(shapes.config.get("intermediate_size", 4 * hidden))
     layers = int(shapes.config.get("num_hidden_layers", 12))
     vocabulary = int(shapes.config.get("vocab_size", 32_000))
-    batch = min(spec.training.micro_batch or spec.training.batch_size, spec.training.batch_size)
-    tokens = batch * longest_tokens
+    tokens = _rows_at_once(spec) * longest_tokens
     width = 2 if half else 4
     linear = sum(rows * columns for rows, columns in shapes.linear.values())
     if spec.base.quantization == "nf4":
@@ -128,8 +149,8 @@ def plan_memory(
         )  # one layer, dense
     else:
         weights = shapes.parameters * width
-    # kept for the backward pass, per token and layer: inputs of the projections, attention's q, k, v, o, the gated MLP's
-    # two branches and their product, and the rank-r activations of the adapter
+    # kept for the backward pass, per token and layer: inputs of the projections, attention's q, k, v, o, the gated
+    # MLP's two branches and their product, and the rank-r activations of the adapter
     per_layer = (8 * hidden + 4 * inner) * width + 4 * spec.method.rank * 7
     kept_layers = 1 if spec.training.gradient_checkpointing else layers
     activations = tokens * (per_layer * kept_layers + (hidden * width * layers if kept_layers == 1 else 0))
@@ -146,7 +167,34 @@ def plan_memory(
     if on_gpu:
         causes["cuda context"] = GIB // 2
         causes["fragmentation"] = (activations + outputs) // 10
-    return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, batch, longest_tokens)
+    return causes
+
+
+def _fitting_changes(spec: AdapterSpec, fits: Callable[[AdapterSpec], bool]) -> tuple[str, ...]:
+    """The smallest sets of changes after which a spec fits, in words; of the micro-batches the largest that does."""
+    changes: dict[str, list[tuple[str, Any]]] = {}
+    if spec.base.quantization == "none":
+        changes["base.quantization"] = [("nf4", "nf4")]
+    if not spec.training.gradient_checkpointing:
+        changes["training.gradient_checkpointing"] = [("true", True)]
+    halves = [_rows_at_once(spec) >> i for i in range(1, 17) if _rows_at_once(spec) >> i]
+    if halves:
+        changes["training.micro_batch"] = [(str(rows), rows) for rows in halves]
+    for size in range(1, len(changes) + 1):
+        found = []
+        for names in combinations(changes, size):
+            for values in product(*(changes[name] for name in names)):
+                changed = spec
+                for name, (_, value) in zip(names, values, strict=True):
+                    section, field = name.split(".")
+                    part = getattr(changed, section).model_copy(update={field: value})
+                    changed = changed.model_copy(update={section: part})
+                if fits(changed):
+                    found.append(" and ".join(f"{n}: {word}" for n, (word, _) in zip(names, values, strict=True)))
+                    break
+        if found:
+            return tuple(found)
+    return ()
 
 
 def refuse_if_too_large(plan: MemoryPlan, spec: AdapterSpec) -> None:
@@ -159,21 +207,9 @@ def refuse_if_too_large(plan: MemoryPlan, spec: AdapterSpec) -> None:
         return
     need, have = plan.peak_bytes / GIB, plan.available_bytes / GIB
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
-    remedies = []
-    if spec.base.quantization == "none":
-        remedies.append("base.quantization: nf4")
-    if largest in ("activations", "outputs") and plan.micro_batch > 1:
-        per_row = (plan.causes["activations"] + plan.causes["outputs"]) / plan.micro_batch
-        room = plan.available_bytes - (plan.peak_bytes - plan.causes["activations"] - plan.causes["outputs"])
-        remedies.append(
-            f"training.micro_batch: {max(1, int(room / per_row))}" if room > per_row else "a shorter data.max_tokens"
-        )
-    if not spec.training.gradient_checkpointing:
-        remedies.append("training.gradient_checkpointing: true")
     wrong = f"needs {need:.2f} GiB, {have:.2f} GiB are there; most goes to {largest}"
-    raise SpecRefused(
-        Problem("E-SPEC-013", f"{spec.task}:resources", wrong, " or ".join(remedies) or "use a smaller base")
-    )
+    remedy = " or ".join(plan.remedies) or "use a smaller base or a shorter data.max_tokens"
+    raise SpecRefused(Problem("E-SPEC-013", f"{spec.task}:resources", wrong, remedy))
 
 
 def free_ram_bytes() -> int:
@@ -200,8 +236,16 @@ def _header(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
         if not isinstance(header, dict):
             raise ValueError("header is no object")
+        for name, entry in header.items():
+            shape = entry.get("shape") if isinstance(entry, dict) else None
+            if name != "__metadata__" and not (
+                isinstance(shape, list)
+                and all(type(length) is int and length >= 0 for length in shape)
+                and isinstance(entry.get("dtype"), str)
+            ):
+                raise ValueError(f"entry '{name:.60}' has no dtype and shape")
         return header
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, struct.error, RecursionError) as error:
         raise ArtifactRefused.one("E-BASE-007", path, f"is no safetensors file: {error}", "restore the file") from error
 
 

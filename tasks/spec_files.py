@@ -42,7 +42,7 @@ def load_adapter_spec(path: str | Path) -> AdapterSpec:
     tree = _tree(path)
     for section, key in (("base", "model"), ("data", "source")):
         block = tree.get(section)
-        if isinstance(block, dict) and isinstance(block.get(key), str):
+        if isinstance(block, CommentedMap) and isinstance(block.get(key), str):
             block[key] = _located(block, section, key, path)
     spec = _checked(AdapterSpec, tree, path)
     raise_if_any(SpecRefused, _pin_problems(spec, tree, path))

@@ -188,7 +188,7 @@ class GateSpec(Spec):
     )
     max_forgetting: Share = Field(
         0.03,
-        description="Lower bound of (candidate - champion) on every earlier frozen slice may not fall below minus this.",
+        description="Lower bound of (candidate - champion) on each earlier frozen slice may not fall below minus this.",
     )
     min_gain_on_fresh: float = Field(
         0.0, ge=-1, le=1, description="retrain: lower bound of the gain on fresh rows must exceed this."
@@ -232,7 +232,10 @@ class RetrainSpec(Spec):
         0.5, description="Share of the training rows drawn from all data the champion learned from."
     )
     start: Literal["base", "champion"] = Field(
-        "base", description="Fresh adapter on the base, or continue from the champion."
+        "champion", description="Continue from the champion, or a fresh adapter on the base."
+    )
+    rate_factor: float = Field(
+        0.5, gt=0, le=1, description="Peak rate when continuing from the champion, over training.learning_rate."
     )
     cooldown_hours: float = Field(24.0, ge=0, description="At most one retrain of a task in this time.")
 
@@ -321,6 +324,9 @@ class MergeSpec(Spec):
     merge_base: Literal["dequantized", "stored"] = Field(
         "dequantized",
         description="Add the update to the NF4 weights as the adapters saw them, or to the weights as stored.",
+    )
+    dtype: Literal["base", "float32", "bfloat16"] = Field(
+        "base", description="Type of the written weights; base keeps the type of the base's own files."
     )
     gates: MergeGateSpec = Field(default_factory=lambda: MergeGateSpec(), description="What the model must keep.")
     resources: ResourceSpec = Field(default_factory=lambda: ResourceSpec(), description="What the merge may take.")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from random import Random
+from typing import Any
 
+import pytest
+
+# torch and the hub read these when they are imported, which no line above does
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 os.environ |= {"GX_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg"}
-
-from pathlib import Path  # noqa: E402 - the variables count from the first import on
-from random import Random  # noqa: E402
-from typing import Any  # noqa: E402
-
-import pytest  # noqa: E402
 
 VOCABULARY = 300
 

@@ -46,6 +46,8 @@ def score(base: Base, model: Any, examples: Sequence[Example], metric: str) -> S
     token is the most likely one after the target's earlier tokens. `token_accuracy` is the share of such tokens.
     `accuracy` is the class with the highest logit.
     """
+    if not examples:
+        return Scores(metric, (), ())
     rows = encode(base, examples)
     outcomes = [0.0] * len(rows)
     model.eval()
@@ -92,7 +94,7 @@ def answers(base: Base, model: Any, prompts: Sequence[str], *, max_new_tokens: i
                 output_logits=True,
             )
         written = out.sequences[:, width:]
-        logs = torch.stack([torch.log_softmax(step.float(), -1) for step in out.logits], dim=1)  # (batch, time, vocabulary)
+        logs = torch.stack([torch.log_softmax(step.float(), -1) for step in out.logits], 1)  # (batch, time, vocabulary)
         sure = logs.gather(2, written[:, :, None])[:, :, 0]  # (batch, time)
         for line, i in enumerate(batch):
             tokens = written[line].tolist()

@@ -12,13 +12,13 @@ from tasks.data.examples import Example
 from tasks.methods.build import final_linear
 from tasks.training.base import Base
 from tasks.training.encoding import encode
-from tasks.training.loop import start_head_from_class_means
+from tasks.training.head import start_head_from_class_means
 
 
 @contextmanager
 def untouched(base: Base, train: Sequence[Example] = ()) -> Iterator[Any]:
-    """The base without an adapter. A classifier without a head answers nothing, so it gets the nearest class mean of its
-    own frozen features over the training rows, which is also where every adapter starts."""
+    """The base without an adapter. A classifier without a head answers nothing, so it gets the nearest class mean of
+    its own frozen features over the training rows, which is also where every adapter starts."""
     if base.kind != "classification":
         yield base.model
         return

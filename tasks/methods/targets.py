@@ -14,7 +14,8 @@ def chosen_targets(linear: Mapping[str, tuple[int, int]], method: MethodSpec) ->
     """Among linear modules and their (out, in) shapes, those that a method adapts.
 
     Raises:
-        SpecRefused: for a target that names nothing, layers out of range, or a rank above a module's dimension.
+        SpecRefused: for a target that names nothing, layers out of range, a rank above a module's dimension, or if
+            nothing is left to adapt.
     """
     problems = []
     names = set(linear)
@@ -35,6 +36,9 @@ def chosen_targets(linear: Mapping[str, tuple[int, int]], method: MethodSpec) ->
                     Problem("E-SPEC-011", "method.layers", wrong, f"layers are 0 to {max(depth, default=0)}")
                 )
         names = {name for name in names if _layer_of(name) in method.layers}
+    if not names and not problems:
+        wrong = "no linear layer of the base is left to adapt"
+        problems.append(Problem("E-SPEC-010", "method.targets", wrong, "name other targets or layers, or another base"))
     chosen = {name: linear[name] for name in sorted(names)}
     for name, (rows, columns) in chosen.items():
         if method.rank > min(rows, columns):

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import BaseSpec, MethodSpec
+from tasks.training.attention import use_float32_attention
 from tasks.training.folder import first_line, local_folder
+
+AMX_FROM_HIDDEN = 128
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ def device_for(asked: str) -> torch.device:
 def compute_dtype_for(asked: str, device: torch.device, hidden: int) -> tuple[torch.dtype, str]:
     """The type of the matrix products and the reason for it.
 
-    On a CPU the casts around small products cost more than the products save: float32 below hidden size 512, measured in
-    `benchmarks/training_throughput.py`.
+    A CPU gains from bfloat16 if it multiplies tiles of it (AMX), and then from hidden size 128 on: 1.2 times the speed
+    there, 1.5 at 256, 2.2 at 1024. Without tiles float32 is faster at every size. `benchmarks/training_throughput.py
+    --dtypes` measures it again.
     """
     if asked != "auto":
         return getattr(torch, asked), f"{asked} was asked for"
@@ -75,9 +79,11 @@ def compute_dtype_for(asked: str, device: torch.device, hidden: int) -> tuple[to
         if torch.cuda.is_bf16_supported():
             return torch.bfloat16, "the GPU computes in bfloat16"
         return torch.float32, "the GPU has no bfloat16"
-    if hidden >= 512 and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16, f"the CPU has bfloat16 products and hidden size {hidden} is large enough to gain"
-    return torch.float32, f"on this CPU float32 is faster at hidden size {hidden}"
+    if not torch.cpu.get_capabilities().get("amx_bf16", False):
+        return torch.float32, "without bfloat16 tiles (AMX) a CPU is faster in float32"
+    if hidden < AMX_FROM_HIDDEN:
+        return torch.float32, f"at hidden size {hidden} the casts to bfloat16 cost more than its products save"
+    return torch.bfloat16, f"the CPU multiplies bfloat16 tiles (AMX) and hidden size {hidden} is enough to gain"
 
 
 def load_base(spec: BaseSpec, *, kind: str, labels: tuple[str, ...] = (), device: str = "auto") -> Base:
@@ -99,15 +105,20 @@ def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder = local_folder(spec)
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with _refused_if_broken(folder):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     dtype, reason = compute_dtype_for(spec.compute_dtype, device, int(getattr(config, "hidden_size", 0)))
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    arguments["ignore_mismatched_sizes"] = True  # they are listed in the report, and refused below but for the head
     if spec.quantization == "nf4":
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=spec.double_quant,
             bnb_4bit_compute_dtype=dtype,
+            # a head with a bias would be quantised too, and 4-bit weights cannot be trained
+            llm_int8_skip_modules=list(HEAD_NAMES) if kind == "classification" else None,
         )
         arguments["device_map"] = {"": device.index or 0 if device.type == "cuda" else "cpu"}
     kind_of_model: Any = transformers.AutoModelForCausalLM
@@ -115,22 +126,24 @@ def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch
         kind_of_model = transformers.AutoModelForSequenceClassification
         names = dict(enumerate(labels))
         arguments |= {"num_labels": len(labels), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-    try:
+    with _refused_if_broken(folder), seeded(device, 0):  # what the files lack (a head, a pooler) is drawn
         model, report = kind_of_model.from_pretrained(folder, output_loading_info=True, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactRefused.one(
-            "E-BASE-004", folder, first_line(error), "name a complete transformers folder"
-        ) from error
-    _refuse_missing_weights(folder, report)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    _refuse_missing_weights(folder, report, HEAD_NAMES if kind == "classification" else ())
     if spec.quantization == "none":
         model.to(device)
+    for name, child in model.named_children():
+        if kind == "classification" and name in HEAD_NAMES:
+            child.float()  # a head is trained, and 16 bit would round its small steps away
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        use_float32_attention(model)
     _keep_quantized_weights_fixed(model)
     model.requires_grad_(False)
     model.eval()
     end_id = _end_id(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
     model.config.pad_token_id = pad_id
+    if kind == "generation":  # greedily: a base may ask for beams or punish repetition, and its answers would not score
+        model.generation_config = transformers.GenerationConfig(eos_token_id=end_id, pad_token_id=pad_id)
     return Base(model, tokenizer, spec, kind, labels, device, dtype, reason, end_id, pad_id)
 
 
@@ -149,8 +162,8 @@ def target_modules(model: nn.Module, method: MethodSpec) -> dict[str, tuple[int,
     Raises:
         SpecRefused: for a target that names nothing, layers out of range, or a rank above a module's dimension.
     """
-    linear = {name: (module.out_features, module.in_features) for name, module in linear_modules(model).items()}  # type: ignore[misc]
-    return chosen_targets(linear, method)  # type: ignore[arg-type]
+    linear: dict[str, Any] = {name: (m.out_features, m.in_features) for name, m in linear_modules(model).items()}
+    return chosen_targets(linear, method)
 
 
 def dense_weights(base: Base) -> dict[str, Tensor]:
@@ -171,8 +184,8 @@ def dense_weights(base: Base) -> dict[str, Tensor]:
 
 
 def _keep_quantized_weights_fixed(model: nn.Module) -> None:
-    """Bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with bfloat16 products, rounding their
-    scales: the base would change between two adapters, could not be dequantised, and odd widths raise."""
+    """Bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with bfloat16 products, rounding
+    their scales: the base would change between two adapters, could not be dequantised, and odd widths raise."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -190,12 +203,34 @@ def _end_id(model: Any, tokenizer: Any) -> int:
     )
 
 
-def _refuse_missing_weights(folder: Path, report: dict[str, Any]) -> None:
-    """A fresh head is expected; any other weight that the file lacks would be random."""
-    missing = [key for key in report["missing_keys"] if not any(part in HEAD_NAMES for part in key.split("."))]
-    missing = [key for key in missing if "pooler" not in key]  # encoders are often published without it
-    if missing or report["mismatched_keys"]:
-        what = ", ".join(map(str, [*missing, *report["mismatched_keys"]][:3]))
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Chance drawn from a seed; the caller's random state is as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _refused_if_broken(folder: Path) -> Iterator[None]:
+    """A damaged folder makes transformers raise almost anything; all of it means that the folder is no base."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ArtifactRefused.one(
+            "E-BASE-004", folder, f"cannot be loaded: {first_line(error)}", "name a complete transformers folder"
+        ) from error
+
+
+def _refuse_missing_weights(folder: Path, report: dict[str, Any], fresh: tuple[str, ...]) -> None:
+    """A fresh classification head is expected; any other weight that the file lacks would be random."""
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]  # encoders are often published without it
+    missing += [f"{key} {tuple(stored)} for {tuple(built)}" for key, stored, built in report["mismatched_keys"]]
+    missing = sorted(key for key in missing if not any(part in fresh for part in key.split(" ")[0].split(".")))
+    if missing:
+        what = ", ".join(missing[:3])
         raise ArtifactRefused.one(
             "E-BASE-004", folder, f"weights are missing or misshapen: {what}", "name a complete folder"
         )

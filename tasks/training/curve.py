@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,16 +29,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Curve:
-    """All that a run showed, in order of steps."""
+    """All that a run showed, in order of steps. `start_loss` is the validation loss before the first one."""
 
     steps: tuple[Step, ...]
     looks: tuple[Look, ...]
     planned_steps: int
+    start_loss: float | None = None
 
     @property
     def best(self) -> Look | None:
-        """The look with the lowest validation loss."""
-        return min(self.looks, key=lambda look: (look.loss, look.step), default=None)
+        """The look with the lowest validation loss, the first of equals."""
+        numbers = [look for look in self.looks if not math.isnan(look.loss)]
+        return min(numbers, key=lambda look: (look.loss, look.step), default=None)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

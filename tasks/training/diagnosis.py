@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from tasks.training.curve import Curve
 
+NOT_A_NUMBER = "halve the learning rate; look at the rows of that step"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -27,7 +29,8 @@ class Finding:
 def diagnose(curve: Curve) -> tuple[Finding, ...]:
     """What a curve says, worst first; never empty.
 
-    The loss of a step is noisy, so beginnings and ends are medians over a tenth of the steps (at least three).
+    The loss of a step is noisy, so beginnings and ends are medians over a tenth of the steps (at least three). A rate
+    that is far too high has ruined the adapter by then: the loss before the first step is held against the end too.
     """
     losses = [step.loss for step in curve.steps]
     norms = [step.grad_norm for step in curve.steps]
@@ -35,23 +38,29 @@ def diagnose(curve: Curve) -> tuple[Finding, ...]:
         return (Finding("no steps", "the run ended before its first step", "give it rows", fatal=True),)
     if bad := next((s for s in curve.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None):
         evidence = f"loss {bad.loss:.3g}, gradient norm {bad.grad_norm:.3g} at step {bad.step}"
-        return (Finding("not a number", evidence, "halve the learning rate; look at the rows of that step", fatal=True),)
+        return (Finding("not a number", evidence, NOT_A_NUMBER, fatal=True),)
+    if blind := next((look for look in curve.looks if not math.isfinite(look.loss)), None):
+        evidence = f"validation loss {blind.loss:.3g} at step {blind.step}"
+        return (Finding("not a number", evidence, NOT_A_NUMBER, fatal=True),)
     if max(norms) == 0:
-        return (Finding("no gradient", "its norm is 0 at every step", "check that completions are not empty", fatal=True),)
+        remedy = "check that completions are not empty"
+        return (Finding("no gradient", "its norm is 0 at every step", remedy, fatal=True),)
     span = max(3, len(losses) // 10)
     first, last, lowest = _median(losses[:span]), _median(losses[-span:]), min(_rolling(losses, span))
+    untouched = first if curve.start_loss is None else min(first, curve.start_loss)
     findings = []
-    if last > 1.5 * first or (last > 2 * lowest + 0.1 and last > 0.5 * first):
-        evidence = f"training loss {first:.3f} at the start, {lowest:.3f} at best, {last:.3f} at the end"
-        findings.append(Finding("diverged", evidence, "lower the learning rate by 3", fatal=last > 1.5 * first))
+    if last > 1.5 * untouched or (last > 2 * lowest + 0.1 and last > 0.5 * first):
+        evidence = f"loss {untouched:.3f} at the start, {lowest:.3f} at best, {last:.3f} at the end"
+        findings.append(Finding("diverged", evidence, "lower the learning rate by 3", fatal=last > 1.5 * untouched))
     elif last > 0.97 * first:
         evidence = f"training loss went from {first:.3f} to {last:.3f} in {len(losses)} steps"
         findings.append(Finding("did not move", evidence, "raise the learning rate by 3, or adapt more modules"))
     if curve.looks and (best := curve.best) is not None:
         final = curve.looks[-1]
         if final.loss > 1.05 * best.loss + 0.01 and best.step < final.step and last < first:
-            evidence = f"validation loss rose from {best.loss:.3f} at step {best.step} to {final.loss:.3f} at {final.step}"
-            findings.append(Finding("overfit", evidence, "the adapter of the best step is kept; fewer steps or more dropout"))
+            rise = f"from {best.loss:.3f} at step {best.step} to {final.loss:.3f} at {final.step}"
+            remedy = "the adapter of the best step is kept; fewer steps or more dropout"
+            findings.append(Finding("overfit", f"validation loss rose {rise}", remedy))
         elif _still_falling([look.loss for look in curve.looks]):
             before = curve.looks[-2]
             evidence = f"validation loss still fell from {before.loss:.3f} to {final.loss:.3f} at the end"

@@ -32,6 +32,8 @@ def encode(base: Base, examples: Sequence[Example]) -> list[Encoded]:
 
     With a chat template the prompt becomes the user's turn and the completion the assistant's.
     """
+    if not examples:
+        return []
     prompts = prompt_tokens(base.tokenizer, [example.input for example in examples])
     if base.kind == "classification":
         index = {name: i for i, name in enumerate(base.labels)}
@@ -82,8 +84,8 @@ def collate(base: Base, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], Ten
 def length_grouped(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """One epoch of batches of row indexes, of near-equal lengths inside a batch and random order outside.
 
-    Rows are shuffled, sorted by length within pools of 32 batches, cut into batches, and the batches shuffled: padding is
-    hardly computed, and no batch is tied to a place in the epoch.
+    Rows are shuffled, sorted by length within pools of 32 batches, cut into batches, and the batches shuffled: padding
+    is hardly computed, and no batch is tied to a place in the epoch.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
     pool = batch_size * 32

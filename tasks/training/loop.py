@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.data.examples import Example
-from tasks.methods.build import attached, final_linear, fresh_adapter, write_adapter
+from tasks.methods.build import attached, fresh_adapter, write_adapter
 from tasks.specs import AdapterSpec, TrainingSpec
-from tasks.training.base import Base
+from tasks.training.base import Base, seeded
 from tasks.training.curve import Curve, Look, Step
 from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped
+from tasks.training.head import start_head_from_class_means
+from tasks.training.lowrank import compute_in_few_passes
 
 EVALUATION_BATCH = 64
 
@@ -71,7 +73,7 @@ def train_adapter(
     Stops early when the loss is no longer a number; the curve then ends there.
 
     Args:
-        start: an adapter folder to continue from; a fresh adapter otherwise.
+        start: an adapter folder to continue from, at the rate that the spec states for it; a fresh adapter otherwise.
 
     Raises:
         SpecRefused: the method does not fit the base.
@@ -81,16 +83,20 @@ def train_adapter(
     batches = _batches(spec, rows)
     lent = attached(base, start, trainable=True) if start else fresh_adapter(base, spec.method, spec.seed)
     began = clock()
-    with lent as model, _seeded(base, spec.seed), _recomputing(model, spec.training):
+    with lent as model, seeded(base.device, spec.seed), _recomputing(model, spec.training):
         if base.kind == "classification" and start is None:
             start_head_from_class_means(base, model, rows)
+        compute_in_few_passes(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = _optimizer(model, spec, base)
+        rate = spec.training.learning_rate * (spec.retrain.rate_factor if start else 1.0)
+        optimizer = _optimizer(model, spec.training, base, rate)
         rates = [group["lr"] for group in optimizer.param_groups]
         answer = answer_logits_of(base, model, rows[:2])
         steps, looks, tokens, padded = [], [], 0, 0
         look_at = {round((i + 1) * len(batches) / spec.training.validations) for i in range(spec.training.validations)}
         best: dict[str, Tensor] = {}
+        lowest = math.inf
+        start_loss = validation_loss(base, model, answer, held_out) if held_out else None
         model.train()
         for number, batch in enumerate(batches, start=1):
             factor = rate_factor(number, len(batches), spec.training)
@@ -114,7 +120,8 @@ def train_adapter(
                 model.train()
                 looks.append(look)
                 on_look(look)
-                if not best or look.loss < min(other.loss for other in looks[:-1]):
+                if look.loss < lowest:
+                    lowest = look.loss
                     best = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -123,7 +130,7 @@ def train_adapter(
         write_adapter(model, folder, Path(spec.base.model).name if spec.base.is_folder else spec.base.model)
         count = sum(parameter.numel() for parameter in trainable)
     seconds = clock() - began
-    curve = Curve(tuple(steps), tuple(looks), len(batches))
+    curve = Curve(tuple(steps), tuple(looks), len(batches), start_loss)
     speed = tokens / max(seconds, 1e-9)
     padding = 1 - tokens / max(padded, 1)
     return Trained(folder, curve, count, seconds, speed, padding, _peak_bytes(base), base.compute_reason)
@@ -148,8 +155,8 @@ def rate_factor(step: int, steps: int, training: TrainingSpec) -> float:
 def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callable[..., Tensor]:
     """A function (inputs, where) -> logits at the positions in `where` (batch, time), or of the classes.
 
-    Generation needs the vocabulary at learned positions only. The short way, body then output layer, is taken if it gives
-    the model's own logits on a probe; models that scale or cap their logits on the way keep the long way.
+    Generation needs the vocabulary at learned positions only. The short way, body then output layer, is taken if a
+    probe shows that the model does the same and nothing else; models that scale or cap their logits keep the long way.
     """
     if base.kind == "classification":
         return lambda inputs, where: model(**inputs).logits
@@ -161,60 +168,24 @@ def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callab
     if not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
         return long_way
 
-    def short_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
-        hidden = inner.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        return inner.get_output_embeddings()(hidden[where])
+    body, output = inner.get_decoder(), inner.get_output_embeddings()
 
-    inputs, labels = collate(base, probe)
-    where = labels != IGNORED
+    def short_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+        return output(body(**inputs, use_cache=False).last_hidden_state[where])
+
+    inputs, _ = collate(base, probe)
+    passed: list[tuple[Tensor, Tensor]] = []
+    hook = output.register_forward_hook(lambda module, args, result: passed.append((args[0], result)))
     was_training = model.training
     model.eval()
     with torch.no_grad(), base.autocast():
-        same = torch.allclose(short_way(inputs, where), long_way(inputs, where), atol=1e-3, rtol=1e-3)
+        logits = model(**inputs, use_cache=False).logits
+        hidden = body(**inputs, use_cache=False).last_hidden_state
+    hook.remove()
     model.train(was_training)
+    read, written = passed[0]
+    same = torch.equal(written.to(logits.dtype), logits) and torch.allclose(read, hidden, atol=1e-3, rtol=1e-3)
     return short_way if same else long_way
-
-
-def start_head_from_class_means(base: Base, model: Any, rows: Sequence[Encoded], limit: int = 4000) -> None:
-    """Set the head so that it picks the class whose mean feature is nearest: a nearest-centroid classifier.
-
-    With the adapter still at zero this is the untouched base's own answer, the yardstick that an adapter must beat, and
-    a far better start than chance (Snell et al. 2017, arXiv:1703.05175, section 2.4: squared distance is linear in x).
-    """
-    _, head = final_linear(model)
-    features = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        features.append(inputs[0].detach().float())
-
-    hook = head.register_forward_pre_hook(keep)
-    chosen = rows[:limit]
-    pooled, classes = [], []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), base.autocast():
-            for start in range(0, len(chosen), EVALUATION_BATCH):
-                inputs, labels = collate(base, chosen[start : start + EVALUATION_BATCH])
-                features.clear()
-                model(**inputs)
-                value = features[0]
-                if value.dim() == 3:  # decoders score every position; the last real token decides
-                    value = value[torch.arange(len(value)), inputs["attention_mask"].sum(1) - 1]
-                pooled.append(value)
-                classes.append(labels)
-    finally:
-        hook.remove()
-        model.train(was_training)
-    x, y = torch.cat(pooled), torch.cat(classes)
-    overall = x.mean(0)
-    means = torch.stack([x[y == c].mean(0) if (y == c).any() else overall for c in range(len(base.labels))]) - overall
-    spread = (x - overall - means[y]).pow(2).mean().sqrt().clamp_min(1e-6)
-    weight = means / spread**2 / x.shape[1] ** 0.5
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        if head.bias is not None:
-            head.bias.copy_(-(weight @ overall) - 0.5 * (weight * means).sum(1))
 
 
 def validation_loss(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded]) -> float:
@@ -267,27 +238,18 @@ def _summed_loss(base: Base, answer: Any, inputs: dict[str, Tensor], labels: Ten
     return F.cross_entropy(answer(inputs, where).float(), labels[where], reduction="sum"), int(where.sum())
 
 
-def _optimizer(model: Any, spec: AdapterSpec, base: Base) -> torch.optim.Optimizer:
+def _optimizer(model: Any, training: TrainingSpec, base: Base, rate: float) -> torch.optim.Optimizer:
     """AdamW on the adapter; a classification head learns faster than the adapter, for it starts coarser."""
-    training = spec.training
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for n, p in named if "modules_to_save" not in n], "lr": training.learning_rate}]
+    groups: list[dict[str, Any]] = [{"params": [p for n, p in named if "modules_to_save" not in n], "lr": rate}]
     if head := [p for n, p in named if "modules_to_save" in n]:
-        groups.append({"params": head, "lr": min(1.0, training.learning_rate * training.head_rate)})
+        groups.append({"params": head, "lr": min(1.0, rate * training.head_rate)})
     paged = training.optimizer == "paged_adamw_8bit" or (training.optimizer == "auto" and base.device.type == "cuda")
     if paged:
         import bitsandbytes
 
         return bitsandbytes.optim.PagedAdamW8bit(groups, weight_decay=training.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=True)
-
-
-@contextmanager
-def _seeded(base: Base, seed: int) -> Iterator[None]:
-    """Dropout drawn from the spec's seed; the caller's random state is as before afterwards."""
-    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -310,4 +272,3 @@ def _peak_bytes(base: Base) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-

@@ -123,6 +123,19 @@ def test_an_unreachable_database_is_one_line_with_exit_7_and_without_the_passwor
     assert "CANARY" not in repr(error) + str(error)
 
 
+def test_a_driver_that_repeats_the_password_is_not_repeated(monkeypatch):
+    import psycopg
+
+    def refuse(*_: object, **__: object) -> None:
+        raise psycopg.OperationalError("FATAL: CANARY is not the password of factory")
+
+    monkeypatch.setattr("psycopg.connect", refuse)
+    with pytest.raises(DependencyDown) as refusal:
+        Ledger.open("postgresql://factory:CANARY@127.0.0.1/ledger")
+    assert "is not the password of factory" in str(refusal.value)
+    assert "CANARY" not in str(refusal.value)
+
+
 @pytest.mark.postgres
 def test_a_wrong_database_name_is_exit_7_without_the_password(postgres_server):
     address = postgres_server.replace("factory@/postgres", "factory:CANARY@/nowhere")

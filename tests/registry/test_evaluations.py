@@ -16,6 +16,11 @@ def data(workshop) -> str:
     return workshop.dataset("triage")
 
 
+@pytest.fixture
+def sqlite_data(sqlite_workshop) -> str:
+    return sqlite_workshop.dataset("triage")
+
+
 def test_outcomes_come_back_paired_with_their_keys_in_the_order_of_keys(workshop, data):
     record = workshop.evaluation(data, rows=40, hits=23)
     order = list(range(40))
@@ -99,20 +104,24 @@ def test_rows_that_many_versions_were_scored_on_are_kept_once(sqlite_workshop, r
         {"n": 0, "keys": (), "outcomes": ()},
     ],
 )
-def test_an_evaluation_without_an_outcome_for_every_row_is_refused_with_its_version(workshop, data, change):
-    record = replace(workshop.evaluation(data), **change)
+def test_an_evaluation_without_an_outcome_for_every_row_is_refused_with_its_version(
+    sqlite_workshop, sqlite_data, change
+):
+    record = replace(sqlite_workshop.evaluation(sqlite_data), **change)
     with pytest.raises(DraftRefused):
-        workshop.ledger.register(workshop.draft("triage", evaluations=(record,)))
-    assert workshop.ledger.names() == ()
+        sqlite_workshop.ledger.register(sqlite_workshop.draft("triage", evaluations=(record,)))
+    assert sqlite_workshop.ledger.names() == ()
 
 
 @pytest.mark.parametrize(
     ("subject", "dataset"), [("triage:2", None), ("base:" + "0" * 12, None), ("", None), ("triage:1", "0" * 64)]
 )
-def test_scores_of_unknown_subjects_or_data_are_refused_and_none_of_the_batch_is_kept(workshop, data, subject, dataset):
-    workshop.ledger.register(workshop.draft("triage"))
-    good = workshop.evaluation(data, subject="triage:1")
-    bad = replace(workshop.evaluation(data, subject=subject), dataset=dataset or data)
+def test_scores_of_unknown_subjects_or_data_are_refused_and_none_of_the_batch_is_kept(
+    sqlite_workshop, sqlite_data, subject, dataset
+):
+    sqlite_workshop.ledger.register(sqlite_workshop.draft("triage"))
+    good = sqlite_workshop.evaluation(sqlite_data, subject="triage:1")
+    bad = replace(sqlite_workshop.evaluation(sqlite_data, subject=subject), dataset=dataset or sqlite_data)
     with pytest.raises(Unknown):
-        workshop.ledger.remember_evaluations([good, bad])
-    assert workshop.ledger.evaluations("triage:1") == ()
+        sqlite_workshop.ledger.remember_evaluations([good, bad])
+    assert sqlite_workshop.ledger.evaluations("triage:1") == ()

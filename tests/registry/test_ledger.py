@@ -146,12 +146,12 @@ def test_a_ledger_without_a_store_registers_nothing(workshop, url):
         ({"kind": "merged"}, "parents"),
     ],
 )
-def test_a_draft_that_forgets_or_contradicts_is_refused_by_field(workshop, change, named):
+def test_a_draft_that_forgets_or_contradicts_is_refused_by_field(sqlite_workshop, change, named):
     with pytest.raises(DraftRefused) as refusal:
-        workshop.ledger.register(replace(workshop.draft("triage"), **change))
+        sqlite_workshop.ledger.register(replace(sqlite_workshop.draft("triage"), **change))
     assert named in [problem.where for problem in refusal.value.problems]
     assert refusal.value.exit_code == 2
-    assert rows(workshop, "versions") == rows(workshop, "outbox") == 0
+    assert rows(sqlite_workshop, "versions") == rows(sqlite_workshop, "outbox") == 0
 
 
 def test_all_that_is_unknown_is_listed_at_once(workshop):
@@ -244,10 +244,10 @@ def test_a_challenger_is_newer_than_the_champion_and_was_never_champion(workshop
         ("tri%", "not a reference"),
     ],
 )
-def test_an_unknown_reference_is_exit_2_and_names_the_nearest_known(workshop, ref, said):
-    workshop.ledger.register(workshop.draft("triage"))
+def test_an_unknown_reference_is_exit_2_and_names_the_nearest_known(sqlite_workshop, ref, said):
+    sqlite_workshop.ledger.register(sqlite_workshop.draft("triage"))
     with pytest.raises(Unknown) as refusal:
-        workshop.ledger.version(ref)
+        sqlite_workshop.ledger.version(ref)
     assert said in str(refusal.value)
     assert refusal.value.exit_code == 2
 

@@ -202,11 +202,12 @@ def test_a_mirror_in_pieces_ends_where_a_mirror_at_once_ends(family):
     family.mirror()
     fresh = workshop.dataset("slice")
     ledger.remember_evaluations([workshop.evaluation(fresh, subject="triage:1", hits=4)])
-    ledger.register(workshop.draft("triage", 3))
+    ledger.register(workshop.merged("more", ("routing:1",)))
     report = family.mirror()
     assert (report.pending, report.problem) == (0, None)
     assert family.reconcile().changes == 0
     run = client.get_run(client.get_model_version("triage", "1").run_id)
+    assert "[more:1](#/models/more/versions/1)" in client.get_model_version("routing", "1").description
     assert run.data.metrics[f"test/exact_match/{fresh[:12]}"] == 0.4
     assert run.data.metrics["test/exact_match"] == 0.7
 

@@ -129,6 +129,16 @@ def test_a_file_that_was_verified_long_ago_is_not_read_again_until_it_is_touched
         store.path(digest)
 
 
+def test_a_file_that_was_written_a_moment_ago_is_read_again_every_time(store, folder, monkeypatch):
+    """Its times could stay the same through another change: the clock of the file system ticks coarsely."""
+    digest = store.put(folder)
+    reads = []
+    monkeypatch.setattr("registry.store.digest_of_file", lambda path: reads.append(path) or digest_of_file(path))
+    for _ in range(2):
+        store.path(digest)
+    assert len(reads) == 2 * len(kept_files(store, digest))
+
+
 @pytest.mark.parametrize("harm", ["remove", "add", "link", "truncate", "no manifest", "gone"])
 def test_missing_added_and_replaced_files_are_refused(store, folder, harm):
     digest = store.put(folder)

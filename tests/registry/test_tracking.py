@@ -243,6 +243,27 @@ def test_a_killed_delivery_is_finished_by_the_next_and_doubles_nothing(mlflow_fo
     assert sql(mlflow_folder, "SELECT count(*), max(status) FROM runs") == [(1, "KILLED")]
 
 
+def test_a_line_that_is_still_being_written_is_read_when_it_is_whole(tmp_path):
+    journal = Journal.create(tmp_path, "key")
+    journal.append("tags", 1, values={"a": "1"})
+    path = journal.folder / "events.jsonl"
+    whole = b'{"kind":"tags","at_ms":2,"values":{}}\n'
+    with path.open("ab", buffering=0) as file:
+        file.write(whole[:20])
+        ((first, offset),) = journal.events(0)
+        assert list(journal.events(offset)) == []
+        file.write(whole[20:])
+    assert [event["at_ms"] for event, _ in journal.events(offset)] == [2]
+    assert first["at_ms"] == 1
+
+
+def test_a_line_that_a_full_disk_cut_short_is_stepped_over(tmp_path):
+    journal = Journal.create(tmp_path, "key")
+    (journal.folder / "events.jsonl").write_bytes(b'{"kind":"tags","at_\n')
+    journal.append("tags", 3, values={})
+    assert [event["at_ms"] for event, _ in journal.events(0)] == [3]
+
+
 def test_a_run_that_is_being_sent_is_left_alone_by_others(tracker, mlflow_folder):
     with tracker.run(name="alive", experiment="triage") as run:
         run.log_steps(steps(1, 3))

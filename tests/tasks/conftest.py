@@ -64,3 +64,17 @@ def make_spec() -> MakeSpec:
         )
 
     return spec
+
+
+@pytest.fixture(scope="session")
+def good_run(
+    tiny_base: Path, make_rows: MakeRows, make_spec: MakeSpec, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A run on the tiny base that really learns its task: most answers are right, some are not."""
+    from tasks.training.base import load_base
+    from tasks.training.loop import train_adapter
+
+    spec = make_spec("generation", tiny_base, steps=60, learning_rate=6e-3, batch_size=16, validations=6)
+    base = load_base(spec.base, kind="generation")
+    rows, held_out = make_rows("generation", 200), make_rows("generation", 60, 1)
+    return train_adapter(base, spec, rows, held_out, tmp_path_factory.mktemp("good"))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+
+def test_every_method_and_rank_has_a_row_and_nothing_is_registered(factory: Any, desk: Any) -> None:
+    spec = factory.spec(desk["tone"], "compared", training__steps=3, method__alpha=12.0)
+    factory.run("validate", spec)
+    before = factory.remembered()
+    said = factory.run("--json", "compare", spec, "--methods", "lora,dora", "--ranks", "2,4")
+    assert said.code == 0, said.err
+    table = json.loads(said.out)["result"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    assert [(row["method"], row["rank"]) for row in rows[1:]] == [("lora", 2), ("lora", 4), ("dora", 2), ("dora", 4)]
+    assert rows[0]["method"] == "untouched base"
+    assert len({row["n"] for row in rows}) == 1
+    parameters = {(row["method"], row["rank"]): row["trainable share"] for row in rows[1:]}
+    assert parameters["lora", 4] == pytest.approx(2 * parameters["lora", 2])
+    assert parameters["dora", 2] > parameters["lora", 2]
+    assert factory.remembered() == before
+    assert factory.litter() == []
+    experiment = factory.mlflow().get_experiment_by_name("tone")
+    runs = factory.mlflow().search_runs([experiment.experiment_id], "tags.`factory.flow` = 'compare'")
+    scale = {
+        float(json.loads(run.data.params["spec"])["method"]["alpha"]) / int(run.data.params["method.rank"])
+        for run in runs
+    }
+    assert len(runs) == 4
+    assert scale == {1.5}  # alpha / rank stays as in the spec
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--methods", "lora,loar"), "E-SPEC-022 methods: 'loar' is not in the catalogue -> did you mean 'lora'?"),
+        (("--ranks", "four"), "E-SPEC-014 --ranks: 'four' is no list of numbers"),
+        (("--ranks", "0,4"), "E-SPEC-014 ranks: 0 is no rank"),
+        (("--ranks", "4,65"), "E-SPEC-012 method.rank: rank 65 is above the dimension"),
+        (("--seeds", "0"), "E-SPEC-019 factory compare: "),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_refused_before_the_first_run(
+    factory: Any, desk: Any, words: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.training.loop.train_adapter", lambda *_, **__: pytest.fail("one was trained"))
+    spec = factory.spec(desk["tone"], "never compared")
+    said = factory.run("compare", spec, *words)
+    assert said.code == 2
+    assert any(line.startswith(expected) for line in said.lines)
+    assert factory.litter() == []

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import errno
+import json
+import re
+
+import pytest
+
+from flows.complaints import as_json, lines_and_code
+from infra.errors import SettingsRefused
+from registry import errors as registry_errors
+from tasks import errors as task_errors
+
+LINE = re.compile(r"^E-[A-Z]+-\d{3} .+: .+ -> .+$")
+PARTS = ("E-ENV-001", "somewhere", "is wrong", "mend it")
+
+
+class ConnectTimeout(Exception):
+    """As the HTTP library's own: no subclass of ConnectionError."""
+
+    __module__ = "httpx"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (task_errors.SpecRefused.one(*PARTS), 2),
+        (task_errors.DataRefused.one(*PARTS), 3),
+        (task_errors.ArtifactRefused.one(*PARTS), 4),
+        (task_errors.GateRefused.one(*PARTS), 5),
+        (task_errors.DependencyDown.one(*PARTS), 7),
+        (registry_errors.Unknown.one(*PARTS), 2),
+        (registry_errors.IntegrityError.one(*PARTS), 4),
+        (registry_errors.Conflict.one(*PARTS), 6),
+        (registry_errors.NoSpace.one(*PARTS), 8),
+        (SettingsRefused(task_errors.Problem(*PARTS)), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 8),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 8),
+        (ConnectionRefusedError(111, "Connection refused"), 7),
+        (ConnectTimeout("timed out"), 7),
+        (ValueError("something\nof several lines"), 70),
+        (KeyError(), 70),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_every_error_is_one_line_of_the_contract_and_a_code(error: BaseException, code: int) -> None:
+    lines, found = lines_and_code(error)
+    assert found == code
+    assert len(lines) == 1
+    assert LINE.match(lines[0])
+    answer = json.loads(json.dumps(as_json(error)))
+    assert (answer["ok"], answer["exit_code"]) == (False, code)
+    (problem,) = answer["problems"]
+    assert lines == [f"{problem['code']} {problem['where']}: {problem['wrong']} -> {problem['remedy']}"]
+
+
+def test_a_person_who_stops_it_made_no_mistake() -> None:
+    assert lines_and_code(KeyboardInterrupt()) == (["stopped; nothing half-done was kept"], 130)
+    assert as_json(KeyboardInterrupt()) == {"ok": False, "exit_code": 130, "problems": []}
+
+
+def test_a_command_that_has_said_all_is_not_commented() -> None:
+    assert lines_and_code(SystemExit(7)) == ([], 7)

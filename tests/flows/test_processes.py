@@ -1,0 +1,109 @@
+"""The command line in processes of its own: what loads, what an interruption leaves, and what an outage costs."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+HEAVY = {"torch", "prefect", "mlflow", "transformers", "great_expectations", "peft", "bitsandbytes", "sqlalchemy"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "nope.yaml"], ["merge", "nope.yaml"]])
+def test_help_and_a_bad_spec_load_nothing_heavy(words: list[str], tmp_path: Any) -> None:
+    code = (
+        "import sys, json\nfrom flows.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit as ended: code = ended.code\n"
+        "print('\\n' + json.dumps([code, sorted({name.partition('.')[0] for name in sys.modules})]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    code, loaded = json.loads(done.stdout.splitlines()[-1])
+    assert code == (0 if "--help" in words else 2)
+    assert HEAVY & set(loaded) == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def waiting_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Until the condition holds; the process must be alive until then."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)  # the condition is another process's doing
+
+
+def test_ctrl_c_in_training_is_one_line_and_leaves_nothing_half_done(factory: Any, intent: Any, desk: Any) -> None:
+    """The run is killed by its own hand: known to MLflow as that, unknown to the ledger."""
+    before = factory.remembered()
+    spool = factory.home / "mlflow" / "spool"
+    process = factory.start("train", factory.spec(desk["intent"], "endless", training__steps=100_000))
+    waiting_for(lambda: any(b'"loss"' in path.read_bytes() for path in spool.glob("*/events.jsonl")), process)
+    process.send_signal(signal.SIGINT)
+    said = factory.finish(process)
+    assert said.code == 130
+    assert said.lines[-1] == "stopped; nothing half-done was kept"
+    assert "Traceback" not in said.err
+    assert [line for line in said.lines if line.startswith("E-")] == []
+    assert factory.remembered() == before
+    assert factory.litter() == []
+    assert list(spool.iterdir()) == []
+    mlflow = factory.mlflow()
+    runs = mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])
+    assert [run.info.status for run in runs if run.info.status != "FINISHED"] == ["KILLED"]
+
+
+def test_a_refusal_within_a_flow_is_its_line_and_no_other_word(factory: Any, intent: Any) -> None:
+    """Through Prefect's engine, in a process whose console is what a person sees."""
+    said = factory.finish(factory.start("rollback", "nobody"))
+    assert (said.code, said.out) == (2, "")
+    assert [line.split(":")[0] for line in said.lines] == ["E-LEDGER-001 nobody"]
+
+
+def test_training_goes_on_without_mlflow_and_reconcile_delivers_later(
+    new_factory: Callable[[], Any], desk: Any, at_its_word: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = new_factory()
+    monkeypatch.setitem(factory.settings, "FACTORY_MLFLOW_URI", "http://me:hunter2@127.0.0.1:9")
+    spec = factory.spec(desk["tone"], training__steps=30)
+    said = factory.run("train", spec, "--no-promote")
+    assert said.code == 0, said.err
+    assert "MLflow is behind by 1 entries" in said.err
+    assert "factory reconcile" in said.err
+    assert "hunter2" not in said.err
+    assert factory.sql("SELECT count(*) FROM outbox WHERE delivered_at IS NULL") == [(1,)]
+    still = factory.run("--quiet", "reconcile")
+    assert still.code == 7
+    assert re.match(r"E-MLFLOW-001 http://127\.0\.0\.1:9: does not answer", still.lines[-1])
+
+    monkeypatch.delitem(factory.settings, "FACTORY_MLFLOW_URI")
+    assert factory.run("reconcile").code == 0
+    assert factory.sql("SELECT count(*) FROM outbox WHERE delivered_at IS NULL") == [(0,)]
+    mlflow = factory.mlflow()
+    version = mlflow.get_model_version("tone", "1")
+    points = mlflow.get_metric_history(version.run_id, "loss")
+    assert sorted(point.step for point in points) == list(range(1, 31))
+    assert mlflow.get_run(version.run_id).info.status == "FINISHED"
+    assert json.loads(factory.run("--json", "reconcile").out)["result"]["changes"] == 0
+
+
+def test_a_fleet_over_the_pool_needs_a_server_that_knows_the_deployment(factory: Any, intent: Any, desk: Any) -> None:
+    from ruamel.yaml import YAML
+
+    from flows.fleet import TRAIN
+
+    said = factory.run("--quiet", "fleet", factory.spec(desk["intent"]), "--over-pool")
+    assert said.code == 7
+    assert said.lines[-1].startswith(f"E-PREFECT-003 {TRAIN}: ")
+    root = next(path for path in __import__("pathlib").Path(__file__).parents if (path / "prefect.yaml").is_file())
+    deployments = {
+        row["name"]: row["entrypoint"] for row in YAML(typ="safe").load(root / "prefect.yaml")["deployments"]
+    }
+    assert deployments["train"] == "flows.train.train"
+    assert TRAIN == "train/train"

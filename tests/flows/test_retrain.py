@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+
+def edges(factory: Any, ref: str) -> list[tuple[str, str]]:
+    """(role, what) of a version, from the tables."""
+    name, number = ref.split(":")
+    return factory.sql(
+        "SELECT e.role, coalesce(p.name || ':' || p.number, e.dataset, e.base, e.code) FROM edges e"
+        " JOIN versions v ON v.id = e.child_id LEFT JOIN versions p ON p.id = e.parent_id"
+        " WHERE v.name = ? AND v.number = ? ORDER BY e.place",
+        name,
+        number,
+    )
+
+
+def sides(factory: Any, task: str) -> dict[str, set[str]]:
+    """Keys of every row of every snapshot of a task by the side that it lies on, read as Parquet."""
+    found: dict[str, set[str]] = {}
+    for (digest,) in factory.sql("SELECT digest FROM datasets WHERE task = ?", task):
+        table = pyarrow.parquet.read_table(factory.files(digest)["examples.parquet"]).to_pylist()
+        for row in table:
+            found.setdefault(row["side"], set()).add(hashlib.sha256(row["input"].lower().encode()).hexdigest())
+    return found
+
+
+def test_replay_learns_the_new_keeps_the_old_and_is_served(factory: Any, moved: Any) -> None:
+    done = moved.replayed
+    assert done.decision.passed, done.decision.sentence
+    assert done.promoted
+    assert done.version.ref == "topic:3"
+    assert factory.sql("SELECT number FROM promotions WHERE name = 'topic' ORDER BY seq")[:2] == [(1,), (3,)]
+    (old,) = [name for name in done.scores["champion"] if name != "fresh"]
+    assert done.scores["candidate"]["fresh"].score > done.scores["champion"]["fresh"].score + 0.5
+    assert done.scores["candidate"][old].score > done.scores["champion"][old].score - 0.2
+    for name in ("fresh", old):
+        assert len({done.scores[who][name].keys for who in ("base", "champion", "candidate")}) == 1
+
+
+def test_a_plain_retrain_forgets_and_is_refused_with_the_slice_named(factory: Any, moved: Any) -> None:
+    ((old,),) = factory.sql("SELECT digest FROM datasets WHERE task = 'topic' AND purpose = 'training'")
+    answer = json.loads(moved.plain.out)
+    assert (moved.plain.code, answer["ok"], answer["exit_code"]) == (5, False, 5)
+    (problem,) = answer["problems"]
+    assert (problem["code"], problem["where"]) == ("E-GATE-001", "topic:2")
+    assert problem["wrong"].startswith(f"kept on test of {old[:8]}: ")
+    scores = answer["result"]["scores"]
+    assert scores["candidate"]["fresh"]["score"] > 0.5 > 0.3 > scores["candidate"][f"test of {old[:8]}"]["score"]
+    assert factory.sql("SELECT count(*) FROM promotions WHERE name = 'topic' AND number = 2") == [(0,)]
+    assert factory.sql("SELECT count(*) FROM versions WHERE name = 'topic' AND number = 2") == [(1,)]
+
+
+def test_lineage_names_the_window_the_replay_and_the_champion_before(factory: Any, moved: Any) -> None:
+    ((old,),) = factory.sql("SELECT digest FROM datasets WHERE task = 'topic' AND purpose = 'training'")
+    ((new,),) = factory.sql("SELECT digest FROM datasets WHERE task = 'topic' AND purpose = 'traffic'")
+    assert [edge for edge in edges(factory, "topic:3") if edge[0] not in ("base", "code")] == [
+        ("window", new),
+        ("replay", old),
+        ("previous", "topic:1"),
+    ]
+    assert ("start", "topic:1") in edges(factory, "topic:2")  # that one continued from the champion
+    said = factory.run("lineage", "topic:3")
+    assert said.code == 0
+    assert all(word in said.out for word in (new[:12], old[:12], "topic:1"))
+    below = factory.run("lineage", "topic:1", "--down").out
+    assert "topic:2" in below
+    assert "topic:3" in below
+
+
+def test_no_row_that_judges_is_ever_learned_from(factory: Any, moved: Any) -> None:
+    """The traffic repeated twelve frozen rows with their very answers: tempting, and kept out of every training."""
+    kept = sides(factory, "topic")
+    tempting = {hashlib.sha256(f"{row['text']} topic:".encode()).hexdigest() for row in moved.frozen}
+    assert len(tempting) == 12
+    assert tempting <= kept["test"]
+    assert kept["test"].isdisjoint(kept["train"] | kept["validation"])
+    assert len(moved.taught) == 2
+    for learned, chosen in moved.taught:
+        assert {example.key for example in (*learned, *chosen)}.isdisjoint(kept["test"])
+
+
+def test_the_asked_share_is_replayed_and_every_answer_of_the_past_equally_often(
+    factory: Any, moved: Any, desk: Any
+) -> None:
+    _, (learned, _) = moved.taught
+    old = Counter(example.target for example in learned if example.target.strip() in desk["topic"].labels)
+    new = Counter(example.target for example in learned if example.target.strip() in desk["moved"].labels)
+    assert old.total() == pytest.approx(new.total(), abs=1)  # replay_share 0.5
+    ((digest,),) = factory.sql("SELECT digest FROM datasets WHERE task = 'topic' AND purpose = 'training'")
+    table = pyarrow.parquet.read_table(factory.files(digest)["examples.parquet"]).to_pylist()
+    stock = Counter(row["target"] for row in table if row["side"] == "train")
+    assert set(old) == set(stock) == {f" {label}" for label in desk["topic"].labels}
+    assert all(old[label] >= min(stock[label], max(old.values()) - 1) for label in stock)
+    plain, _ = moved.taught[0]
+    assert not {example.target.strip() for example in plain} & set(desk["topic"].labels)
+
+
+def test_one_finding_causes_one_retrain(factory: Any, moved: Any) -> None:
+    from flows.retrain import retrain
+    from tasks.errors import GateRefused
+
+    before = factory.remembered()
+    with factory.active(), pytest.raises(GateRefused, match="has caused a retrain already") as refused:
+        retrain("topic", finding=dict(moved.event["payload"]))
+    assert refused.value.exit_code == 5
+    assert factory.remembered() == before
+    assert factory.sql("SELECT count(*) FROM retrain_claims WHERE task = 'topic'") == [(1,)]
+
+
+def test_the_champion_is_held_against_whoever_comes_on_the_new_traffic_too(
+    factory: Any, moved: Any, desk: Any, at_its_word: None
+) -> None:
+    """A fresh training on the old data alone cannot take the place of a champion that knows more."""
+    said = factory.run("train", factory.spec(desk["topic"], "topic of old", training__steps=1, seed=8))
+    ((new,),) = factory.sql("SELECT digest FROM datasets WHERE task = 'topic' AND purpose = 'traffic'")
+    assert said.code == 5
+    lines = [line for line in said.lines if line.startswith("E-")]
+    assert any(f"kept on test of {new[:8]}: " in line for line in lines)
+    assert not any("scored on" in line for line in lines)
+
+
+def test_traffic_that_lacks_the_prompt_s_column_is_refused_and_nothing_is_left(factory: Any, moved: Any) -> None:
+    before = factory.remembered()
+    rows = [{"id": str(n), "time": "2026-01-01T00:00:00", "words": "a b", "label": "c"} for n in range(60)]
+    said = factory.run("retrain", "topic", "--traffic", factory.rows("other columns.jsonl", rows))
+    assert said.code == 3
+    assert "text" in said.lines[-1]
+    assert factory.remembered() == before
+    assert factory.litter() == []

@@ -1,0 +1,158 @@
+"""What a curve says: read off real runs with the cause planted, and off curves drawn by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.specs import AdapterSpec, MethodSpec
+from tasks.training.base import load_base
+from tasks.training.curve import Curve, Look, Step
+from tasks.training.diagnosis import diagnose
+from tasks.training.loop import Trained, train_adapter
+
+Make = Callable[..., Any]
+
+
+def causes(curve: Curve) -> list[str]:
+    return [finding.cause for finding in diagnose(curve)]
+
+
+def drawn(losses: Sequence[float], looks: Sequence[float] = (), norm: float = 1.0) -> Curve:
+    """A curve with these step losses, and validation losses at even distances."""
+    steps = tuple(Step(i, loss, 1e-4, norm, 100, float(i)) for i, loss in enumerate(losses, start=1))
+    every = len(losses) // max(1, len(looks))
+    return Curve(steps, tuple(Look((i + 1) * every, loss) for i, loss in enumerate(looks)), len(losses))
+
+
+def run(spec: AdapterSpec, rows: Any, validation: Any, folder: Path, start: Path | None = None) -> Curve:
+    base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels if spec.kind == "classification" else ())
+    return train_adapter(base, spec, rows, validation, folder, start=start).curve
+
+
+def test_a_run_that_learns_is_healthy(good_run: Trained) -> None:
+    (finding,) = diagnose(good_run.curve)
+    assert finding.cause in ("healthy", "still improving")
+    assert not finding.fatal
+    assert f"{good_run.curve.best.loss:.3f}" in finding.evidence  # type: ignore[union-attr]
+
+
+def test_a_rate_near_zero_does_not_move(tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make) -> None:
+    spec = make_spec("generation", tiny_base, steps=40, learning_rate=1e-8, schedule="constant")
+    (finding,) = diagnose(run(spec, make_rows("generation", 60), make_rows("generation", 30, 1), tmp_path))
+    assert finding.cause == "did not move"
+    assert "raise the learning rate" in finding.remedy
+    assert not finding.fatal
+
+
+@pytest.mark.parametrize("warmup", [0.05, 0.5])
+def test_a_rate_far_too_high_diverges(
+    warmup: float, tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make, good_run: Trained
+) -> None:
+    rate = {"learning_rate": 1.0, "schedule": "constant", "warmup": warmup, "max_grad_norm": 1e9}
+    spec = make_spec("generation", tiny_base, steps=30, **rate)
+    curve = run(spec, make_rows("generation", 60), make_rows("generation", 30, 1), tmp_path, good_run.folder)
+    first, *_ = diagnose(curve)
+    assert first.cause in ("diverged", "not a number")
+    assert first.fatal
+    assert "learning rate" in first.remedy
+
+
+def test_few_rows_seen_many_times_overfit(tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make) -> None:
+    method = MethodSpec(rank=16, dropout=0.0)
+    spec = make_spec("classification", tiny_base, steps=40, method=method, validations=10, schedule="constant")
+    curve = run(spec, make_rows("classification", 9), make_rows("classification", 40, 1), tmp_path)
+    assert "overfit" in causes(curve)
+    assert not any(finding.fatal for finding in diagnose(curve))
+    assert curve.best.step < curve.looks[-1].step  # type: ignore[union-attr]
+
+
+def test_a_run_cut_short_is_still_improving(tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make) -> None:
+    spec = make_spec("generation", tiny_base, steps=16, learning_rate=5e-3, schedule="constant", validations=4)
+    curve = run(spec, make_rows("generation", 100), make_rows("generation", 40, 1), tmp_path)
+    assert causes(curve) == ["still improving"]
+
+
+FALL = [3.0 * 0.95**i + 0.5 for i in range(60)]
+
+
+def test_a_drawn_fall_is_healthy() -> None:
+    assert causes(drawn(FALL, [2.0, 1.2, 0.9, 0.8, 0.79, 0.78])) == ["healthy"]
+    assert causes(drawn(FALL)) == ["healthy"]
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
+def test_a_loss_or_gradient_that_is_no_number_is_fatal_and_its_step_named(loss: float, norm: float) -> None:
+    steps = (*drawn(FALL[:5]).steps, Step(6, loss, 1e-4, norm, 100, 6.0))
+    (finding,) = diagnose(Curve(steps, (), 60))
+    assert (finding.cause, finding.fatal) == ("not a number", True)
+    assert "step 6" in finding.evidence
+
+
+def test_a_validation_loss_that_is_no_number_is_fatal_too() -> None:
+    (finding,) = diagnose(drawn(FALL, [2.0, math.nan, 1.0]))
+    assert (finding.cause, finding.fatal) == ("not a number", True)
+    assert "step 40" in finding.evidence
+
+
+def test_no_gradient_at_any_step_is_fatal() -> None:
+    (finding,) = diagnose(drawn([2.0] * 20, norm=0.0))
+    assert (finding.cause, finding.fatal) == ("no gradient", True)
+
+
+def test_a_run_without_steps_says_so() -> None:
+    (finding,) = diagnose(Curve((), (), 10))
+    assert (finding.cause, finding.fatal) == ("no steps", True)
+
+
+def test_a_loss_that_ends_above_its_start_diverged_fatally_and_one_that_only_lost_ground_did_not() -> None:
+    up = [1.0] * 10 + [0.9] * 10 + [4.0] * 20
+    (worst, *_) = diagnose(drawn(up))
+    assert (worst.cause, worst.fatal) == ("diverged", True)
+    (lost, *_) = diagnose(drawn([3.0] * 10 + [0.5] * 20 + [2.0] * 10))
+    assert (lost.cause, lost.fatal) == ("diverged", False)
+
+
+def test_a_loss_that_rose_before_it_was_first_read_diverged_too() -> None:
+    fell_from_ruins = drawn([5.0 * 0.99**i for i in range(60)], [4.5, 4.0, 3.5])
+    assert "diverged" not in causes(fell_from_ruins)
+    (worst, *_) = diagnose(replace(fell_from_ruins, start_loss=1.2))
+    assert (worst.cause, worst.fatal) == ("diverged", True)
+
+
+def test_noise_on_a_flat_loss_is_no_learning() -> None:
+    assert causes(drawn([2.0 + 0.1 * math.sin(7 * i) for i in range(80)])) == ["did not move"]
+
+
+def test_one_wild_step_is_no_divergence() -> None:
+    assert causes(drawn([*FALL[:30], 40.0, *FALL[31:]])) == ["healthy"]
+
+
+def test_a_validation_loss_that_rises_while_training_falls_is_overfit() -> None:
+    (finding,) = diagnose(drawn(FALL, [2.0, 1.0, 0.8, 0.9, 1.2, 1.6]))
+    assert finding.cause == "overfit"
+    assert "0.800 at step 30" in finding.evidence
+    assert "1.600 at 60" in finding.evidence
+
+
+def test_the_words_of_a_finding_are_one_sentence_with_its_remedy() -> None:
+    (finding,) = diagnose(drawn(FALL, [2.0, 1.0, 0.8, 0.9, 1.2, 1.6]))
+    assert finding.sentence == f"overfit: {finding.evidence}; {finding.remedy}"
+
+
+def test_the_best_look_is_the_lowest_and_of_equals_the_first() -> None:
+    assert drawn(FALL, [2.0, 1.0, 1.5, 1.0]).best == Look(30, 1.0)
+    assert drawn(FALL).best is None
+    assert drawn(FALL, [math.nan, 1.0, 2.0]).best == Look(40, 1.0)
+
+
+def test_a_curve_is_plain_data() -> None:
+    tree = drawn([2.0, 1.0], [1.5]).as_dict()
+    assert tree["steps"][1]["loss"] == 1.0
+    assert tree["looks"] == ({"step": 2, "loss": 1.5},)
+    assert tree["planned_steps"] == 2
