@@ -305,6 +305,7 @@ def merge(
         f"{done.version.ref}: {done.chosen}; {done.decision.sentence}",
         *([f"exported to {done.folder}"] if done.folder else []),
     )
+    done.decision.refuse_unless_passed()
 
 
 @app.command()

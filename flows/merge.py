@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from registry.records import BaseRecord, EvaluationRecord, VersionDraft, Version
 from tasks.errors import ArtifactRefused, Problem, SpecRefused, raise_if_any
 from tasks.evaluation.scoring import Scores
 from tasks.export.card import Card, Score
-from tasks.merging.rules import RULES, check_rules
+from tasks.merging.rules import MEASURED, check_rules, reads_density
 from tasks.promotion import Decision, judge, keeps_share, retention
 from tasks.spec_files import load_merge_spec
 from tasks.specs import SIDES, AdapterSpec, MergeSpec, Side
@@ -60,7 +60,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        density = f", density {self.density:g}" if RULES[self.rule].needs_density else ""
+        density = f", density {self.density:g}" if reads_density(self.rule) else ""
         return f"{self.rule} (scale {self.scale:g}{density})"
 
 
@@ -70,6 +70,7 @@ class Planned:
 
     base: BaseWeights
     parents: MergePlan
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,6 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     outcome = MergeOutcome(version, scores, shown, chosen.name, decision, promoted, forecast, answers, folder)
     publish_merge(home, outcome)
     mirrored(home)
-    decision.refuse_unless_passed()
     return outcome
 
 
@@ -232,19 +232,14 @@ def merged_and_scored(
     """Each setting's model on every task. A rule's update is computed once per density."""
     from tasks.evaluation.scoring import score
     from tasks.merging.apply import applied
-    from tasks.training.base import load_base
 
-    dense = experts[0].spec.base.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
-    bases = {
-        e.task: load_base(dense, kind=e.spec.kind, labels=e.spec.data.labels, device=spec.resources.device)
-        for e in experts
-    }
+    bases = {e.task: dense_base(e) for e in experts}
     found: dict[Setting, dict[str, EvaluationRecord]] = {}
     began = time.monotonic()
     with threads(spec.resources.threads), as_merged(bases.values(), plan):
         for _, alike in itertools.groupby(settings, key=lambda s: (s.rule, s.weights, s.density)):
             group = list(alike)
-            updates = dict(updates_of(spec, plan, group[0]))
+            updates = updates_of(spec, experts, plan, group[0])
             for setting in group:
                 found[setting] = {}
                 for e in experts:
@@ -276,12 +271,42 @@ def as_merged(bases: Iterable[Base], plan: Planned) -> Iterator[None]:
             fill(base.model, stored)
 
 
-def updates_of(spec: MergeSpec, plan: Planned, setting: Setting) -> Iterator[tuple[str, Any]]:
-    """The merged update of a setting, unscaled, module by module."""
+def updates_of(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, setting: Setting) -> dict[str, Any]:
+    """The merged update of a setting, unscaled, by module. What was measured on rows is measured once per recipe."""
     from tasks.merging.merge import merged_updates
 
+    if setting.rule in MEASURED:
+        if setting.rule not in plan.measured:
+            plan.measured[setting.rule] = measured_updates(experts, plan)
+        return plan.measured[setting.rule]
     weights = dict(setting.weights)
-    return merged_updates(plan.parents, setting.rule, weights=weights, density=setting.density, seed=spec.seed)
+    return dict(merged_updates(plan.parents, setting.rule, weights=weights, density=setting.density, seed=spec.seed))
+
+
+def measured_updates(experts: Sequence[Expert], plan: Planned) -> dict[str, Any]:
+    """The regression mean over the parents' validation rows."""
+    from tasks.merging.apply import fill
+    from tasks.merging.regression import regression_mean
+    from tasks.training.encoding import encode
+
+    base = dense_base(experts[0])
+    fill(base.model, plan.base)
+    rows = {e.task: encode(base, [x for s in e.slices["validation"] for x in s.examples]) for e in experts}
+    began = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        voice.bar("regression mean: layer", done, total, (time.monotonic() - began) / done * (total - done))
+
+    return regression_mean(base, plan.parents, rows, on_layer=show)
+
+
+def dense_base(expert: Expert) -> Any:
+    """The base as float32 weights, to put updates on; 4-bit weights would round them away."""
+    from tasks.training.base import load_base
+
+    spec = expert.spec
+    dense = spec.base.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
+    return load_base(dense, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
 
 
 def settings_of(spec: MergeSpec) -> list[Setting]:
@@ -452,7 +477,7 @@ def written(
     export_model(
         folder,
         plan.base,
-        updates_of(spec, plan, chosen),
+        updates_of(spec, experts, plan, chosen).items(),
         scale=chosen.scale,
         dtype=dtype,
         card=card,

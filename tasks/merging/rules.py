@@ -161,6 +161,32 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True)
+class MeasuredRule:
+    """A rule that also reads rows of every parent's task, and so runs the base; see `regression.py`."""
+
+    name: str
+    title: str
+    paper: str
+    needs_density: bool = False
+
+
+MEASURED: Mapping[str, MeasuredRule] = MappingProxyType(
+    {
+        "regmean": MeasuredRule(
+            "regmean",
+            "least squares: answers each task's validation rows as its own adapter does",
+            "Jin et al. 2023, arXiv:2212.09849",
+        )
+    }
+)
+
+
+def reads_density(name: str) -> bool:
+    """Whether a rule of either table trims by density."""
+    return RULES[name].needs_density if name in RULES else MEASURED[name].needs_density
+
+
 def rule_named(name: str) -> Rule:
     """The row of a name.
 
@@ -183,6 +209,14 @@ def check_rules(spec: MergeSpec) -> None:
     for place, asked in enumerate(spec.rules):
         where = f"rules.{place}"
         row = RULES.get(asked.rule)
+        if asked.rule in MEASURED:
+            if asked.weights:
+                remedy = "leave weights out; the rows decide"
+                problems.append(Problem("E-MERGE-007", f"{where}.weights", f"{asked.rule} takes none", remedy))
+            if asked.density != (1.0,):
+                wrong = f"{asked.rule} keeps every entry"
+                problems.append(Problem("E-MERGE-002", f"{where}.density", wrong, "leave density out"))
+            continue
         if row is None:
             problems.append(_unknown(asked.rule, f"{where}.rule"))
             continue
@@ -213,6 +247,7 @@ def rules_table() -> str:
     for row in RULES.values():
         marks = " | ".join("yes" if mark else "" for mark in (row.linear, row.needs_density, row.draws))
         rows.append(f"| `{row.name}` | {row.title} | {marks} | {row.paper} |")
+    rows += [f"| `{row.name}` | {row.title} |  |  |  | {row.paper} |" for row in MEASURED.values()]
     return "\n".join(rows)
 
 
@@ -236,8 +271,9 @@ def dialects_table() -> str:
 
 
 def _unknown(name: str, where: str) -> Problem:
-    near = difflib.get_close_matches(name, RULES, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(RULES)}"
+    known = [*RULES, *MEASURED]
+    near = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(known)}"
     return Problem("E-MERGE-001", where, f"'{name}' is no merge rule", remedy)
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +244,7 @@ def test_a_model_that_keeps_too_little_is_not_served_and_not_exported(
 
 
 def test_what_a_merge_borrows_it_gives_back(factory: Any, trio: Any) -> None:
-    """The dense base that candidates were scored on is lent to whoever trains on it next, with the weights of its file."""
+    """The dense base that candidates were scored on is lent to whoever comes next, with the weights of its file."""
     import torch
     from safetensors.torch import load_file
 
@@ -264,9 +266,19 @@ def test_adapters_of_different_bases_are_refused(factory: Any, intent: Any, mood
 
 
 def test_a_classifier_is_merged_with_its_head_and_answers_by_name(
-    factory: Any, mood: Any, desk: Any, tmp_path: Path
+    factory: Any, mood: Any, desk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second blessing is a real one: the head of the task, on the merged body, in a fresh process."""
+    """The head of the task, on the merged body; the words of the fresh process, said in this one."""
+    from tasks.export import answer
+
+    def in_this_process(folder: Path, asked: list[str], *, kind: str, head: str) -> tuple[str, ...]:
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+            patch.setattr("sys.stdin", io.StringIO("".join(json.dumps({"input": one}) + "\n" for one in asked)))
+            assert answer.main([str(folder), "--kind", kind, "--head", head]) == 0
+        return tuple(json.loads(line)["output"] for line in out.getvalue().splitlines())
+
+    monkeypatch.setattr(answer, "answer_in_fresh_process", in_this_process)
     recipe = factory.recipe("moods", ["mood:1"], rules=[{"rule": "task_arithmetic"}])
     said = factory.run("--json", "merge", recipe, "--out", tmp_path / "moods")
     assert said.code == 0, said.err

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,30 +31,22 @@ def test_help_and_a_bad_spec_load_nothing_heavy(words: list[str], tmp_path: Any)
     assert list(tmp_path.iterdir()) == []
 
 
-def waiting_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Until the condition holds; the process must be alive until then."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)  # the condition is another process's doing
-
-
 def test_ctrl_c_in_training_is_one_line_and_leaves_nothing_half_done(factory: Any, intent: Any, desk: Any) -> None:
     """The run is killed by its own hand: known to MLflow as that, unknown to the ledger."""
     before = factory.remembered()
-    spool = factory.home / "mlflow" / "spool"
     process = factory.start("train", factory.spec(desk["intent"], "endless", training__steps=100_000))
-    waiting_for(lambda: any(b'"loss"' in path.read_bytes() for path in spool.glob("*/events.jsonl")), process)
+    assert process.stderr is not None
+    spoken = list(itertools.takewhile(lambda line: "step 1/100000" not in line, process.stderr))
     process.send_signal(signal.SIGINT)
     said = factory.finish(process)
-    assert said.code == 130
+    assert said.code == 130, spoken
     assert said.lines[-1] == "stopped; nothing half-done was kept"
     assert "Traceback" not in said.err
     assert [line for line in said.lines if line.startswith("E-")] == []
-    assert factory.remembered() == before
+    codes = {"codes": 0}  # every process notes by which code it works
+    assert factory.remembered() | codes == before | codes
     assert factory.litter() == []
-    assert list(spool.iterdir()) == []
+    assert list((factory.home / "mlflow" / "spool").iterdir()) == []
     mlflow = factory.mlflow()
     runs = mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])
     assert [run.info.status for run in runs if run.info.status != "FINISHED"] == ["KILLED"]
@@ -71,7 +64,7 @@ def test_training_goes_on_without_mlflow_and_reconcile_delivers_later(
 ) -> None:
     factory = new_factory()
     monkeypatch.setitem(factory.settings, "FACTORY_MLFLOW_URI", "http://me:hunter2@127.0.0.1:9")
-    spec = factory.spec(desk["tone"], training__steps=30)
+    spec = factory.spec(desk["tone"], training__steps=6)
     said = factory.run("train", spec, "--no-promote")
     assert said.code == 0, said.err
     assert "MLflow is behind by 1 entries" in said.err
@@ -88,7 +81,7 @@ def test_training_goes_on_without_mlflow_and_reconcile_delivers_later(
     mlflow = factory.mlflow()
     version = mlflow.get_model_version("tone", "1")
     points = mlflow.get_metric_history(version.run_id, "loss")
-    assert sorted(point.step for point in points) == list(range(1, 31))
+    assert sorted(point.step for point in points) == list(range(1, 7))
     assert mlflow.get_run(version.run_id).info.status == "FINISHED"
     assert json.loads(factory.run("--json", "reconcile").out)["result"]["changes"] == 0
 
@@ -101,7 +94,7 @@ def test_a_fleet_over_the_pool_needs_a_server_that_knows_the_deployment(factory:
     said = factory.run("--quiet", "fleet", factory.spec(desk["intent"]), "--over-pool")
     assert said.code == 7
     assert said.lines[-1].startswith(f"E-PREFECT-003 {TRAIN}: ")
-    root = next(path for path in __import__("pathlib").Path(__file__).parents if (path / "prefect.yaml").is_file())
+    root = next(path for path in Path(__file__).parents if (path / "prefect.yaml").is_file())
     deployments = {
         row["name"]: row["entrypoint"] for row in YAML(typ="safe").load(root / "prefect.yaml")["deployments"]
     }

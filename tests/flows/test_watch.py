@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,8 +78,6 @@ def test_moved_traffic_is_remembered_with_its_cost_and_calls_for_a_retrain(facto
 
 def test_the_event_reaches_prefect_as_the_trigger_expects_it(factory: Any, moved: Any) -> None:
     """Sent for real and read back; the deployment's own trigger matches it and its templates fill the parameters."""
-    import time
-
     import jinja2
     from prefect.client.orchestration import get_client
     from prefect.events import emit_event
@@ -94,7 +94,7 @@ def test_the_event_reaches_prefect_as_the_trigger_expects_it(factory: Any, moved
             body = {"filter": wanted.model_dump(mode="json"), "limit": 50}
             found = client.request("POST", "/events/filter", json=body).json()["events"]
     assert found[0]["payload"] == json.loads(json.dumps(moved.event["payload"]))
-    root = next(path for path in __import__("pathlib").Path(__file__).parents if (path / "prefect.yaml").is_file())
+    root = next(path for path in Path(__file__).parents if (path / "prefect.yaml").is_file())
     deployments = YAML(typ="safe").load(root / "prefect.yaml")["deployments"]
     (trigger,) = next(row for row in deployments if row["name"] == "retrain")["triggers"]
     assert found[0]["event"] in trigger["expect"]
