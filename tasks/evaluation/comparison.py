@@ -45,8 +45,9 @@ def gain(new: Sequence[float], old: Sequence[float], confidence: float = 0.95) -
     """The mean of (new - old) over the same rows, with one-sided bounds at the confidence, by paired bootstrap.
 
     Efron & Tibshirani 1993, chapter 13; rows are resampled, so the pairing keeps what both models find hard together.
-    Where all differences are zero the bootstrap has no spread: the bound is then Laplace's rule of succession on a
-    difference of one, for n rows without a change do not prove that none exists.
+    Where all differences are equal the bootstrap has no spread, but n rows of a kind do not prove that there is no
+    other: the bounds then leave room for the largest share of rows at the far end, -1 or 1, of which n rows show none
+    with the probability 1 - confidence (Clopper & Pearson 1934; for 95 % about 3 / n).
 
     Raises:
         ValueError: the two are not over the same rows.
@@ -57,8 +58,9 @@ def gain(new: Sequence[float], old: Sequence[float], confidence: float = 0.95) -
     if n == 0:
         return Interval(0.0, -1.0, 1.0, 0)
     differences = np.asarray(new, dtype=float) - np.asarray(old, dtype=float)
-    if not differences.any():
-        return Interval(0.0, -1 / (n + 2), 1 / (n + 2), n)
+    if np.ptp(differences) == 0:
+        every, unseen = float(differences[0]), 1 - (1 - confidence) ** (1 / n)
+        return Interval(every, every - unseen * (every + 1), every + unseen * (1 - every), n)
     low, high = _bootstrap(differences, 1 - confidence, confidence)
     return Interval(float(differences.mean()), low, high, n)
 

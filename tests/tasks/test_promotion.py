@@ -7,6 +7,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from tasks.errors import GateRefused
 from tasks.evaluation.comparison import gain
@@ -39,6 +40,16 @@ def test_a_lucky_candidate_with_few_rows_does_not_pass() -> None:
     assert beats_base(lucky * 40, base * 40, GATES).passed  # the same share over 200 rows is no luck
 
 
+@pytest.mark.parametrize("n", [50, 98, 100, 200, 400])
+def test_a_slice_that_lost_as_much_as_its_margin_is_kept_at_most_as_often_as_the_confidence_says(n: int) -> None:
+    lost_share = GATES.max_forgetting
+    kept = 0.0
+    for lost in range(n // 8):  # of a champion that was always right
+        rows = [0.0] * lost + [1.0] * (n - lost)
+        kept += keeps_slice("old", rows, [1.0] * n, GATES).passed * binom.pmf(lost, n, lost_share)
+    assert kept < 0.06
+
+
 def test_fewer_rows_than_asked_for_never_pass_however_good() -> None:
     assert not beats_base([1.0] * 49, [0.0] * 49, GATES).passed
     assert beats_base([1.0] * 50, [0.0] * 50, GATES).passed
@@ -49,6 +60,7 @@ def test_equal_candidates_pass_no_gate_that_asks_for_a_gain() -> None:
     assert not beats_base(same, same, GATES).passed
     assert not gains_on_fresh(same, same, GATES).passed
     assert keeps_slice("old", same, same, GATES).passed
+    assert not keeps_slice("old", same[:60], same[:60], GATES).passed  # 60 rows cannot show that fewer than 3 % fall
 
 
 def test_two_equally_good_candidates_pass_at_most_as_often_as_the_confidence_says() -> None:

@@ -75,7 +75,7 @@ def test_a_gain_one_way_is_a_loss_the_other_way(rows: list[tuple[float, float]])
     new, old = [a for a, _ in rows], [b for _, b in rows]
     there, back = gain(new, old), gain(old, new)
     assert there.mean == pytest.approx(-back.mean)
-    spread = max(there.high - there.low, back.high - back.low, 2 / (len(rows) + 2))
+    spread = max(there.high - there.low, back.high - back.low)
     assert there.low == pytest.approx(-back.high, abs=0.2 * spread + 1 / len(rows))
     assert there.high == pytest.approx(-back.low, abs=0.2 * spread + 1 / len(rows))
 
@@ -87,11 +87,21 @@ def test_the_order_of_the_rows_does_not_matter(rows: list[tuple[float, float]], 
     assert gain(*zip(*rows, strict=True)) == gain(*zip(*shuffled, strict=True))  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 500), st.sampled_from([0.0, 1.0]))
-def test_rows_without_a_difference_leave_room_for_one_that_shrinks_with_their_number(n: int, outcome: float) -> None:
-    found = gain([outcome] * n, [outcome] * n)
+@given(st.integers(1, 500), st.sampled_from([0.0, 1.0]), st.floats(0.55, 0.99))
+def test_rows_without_a_difference_leave_room_for_those_that_were_not_drawn(
+    n: int, outcome: float, sure: float
+) -> None:
+    found = gain([outcome] * n, [outcome] * n, sure)
+    witness = binomtest(0, n, alternative="less").proportion_ci(sure, method="exact").high
     assert found.mean == 0
-    assert found.low == -found.high == -1 / (n + 2)
+    assert (found.low, found.high) == pytest.approx((-witness, witness))
+
+
+@given(st.integers(1, 500))
+def test_rows_that_all_changed_alike_leave_room_for_those_that_changed_the_other_way(n: int) -> None:
+    found = gain([1.0] * n, [0.0] * n)
+    assert (found.mean, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(1 - 2 * binomtest(0, n, alternative="less").proportion_ci(0.95).high)
 
 
 @given(pairs)
