@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,7 +135,7 @@ def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | None
         "retrain with replay",
         {},
     )
-    if not home.ledger.claim_retrain(record, claimant=flow_run_id() or "a run without a server"):
+    if not home.ledger.claim_retrain(record, claimant=flow_run_id() or uuid.uuid4().hex):
         wrong = f"window {record.window_digest[:12]} has caused a retrain already"
         raise GateRefused.one("E-GATE-002", champion.name, wrong, "nothing to do: one event causes one retrain")
 
