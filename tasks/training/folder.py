@@ -67,14 +67,18 @@ def count_tokens(folder: Path) -> Callable[[Sequence[str]], list[int]]:
     """A function from texts to lengths in tokens; the tokenizer's file is read by the Rust library alone.
 
     Raises:
-        ArtifactRefused: the folder has no tokenizer.json.
+        ArtifactRefused: the folder has no tokenizer.json, or a broken one.
     """
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ArtifactRefused.one("E-BASE-008", path, "missing", "save the fast tokenizer beside the weights")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises nothing narrower
+        wrong = f"is no tokenizer: {first_line(error)}"
+        raise ArtifactRefused.one("E-BASE-008", path, wrong, "restore the file") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return lambda texts: [len(row.ids) for row in tokenizer.encode_batch(list(texts))]

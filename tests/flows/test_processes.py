@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +31,17 @@ def test_help_and_a_bad_spec_load_nothing_heavy(words: list[str], tmp_path: Any)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_in_training_is_one_line_and_leaves_nothing_half_done(factory: Any, intent: Any, desk: Any) -> None:
-    """The run is killed by its own hand: known to MLflow as that, unknown to the ledger."""
-    before = factory.remembered()
-    process = factory.start("train", factory.spec(desk["intent"], "endless", training__steps=100_000))
-    assert process.stderr is not None
-    spoken = list(itertools.takewhile(lambda line: "step 1/100000" not in line, process.stderr))
-    process.send_signal(signal.SIGINT)
-    said = factory.finish(process)
-    assert said.code == 130, spoken
-    assert said.lines[-1] == "stopped; nothing half-done was kept"
-    assert "Traceback" not in said.err
-    assert [line for line in said.lines if line.startswith("E-")] == []
-    codes = {"codes": 0}  # every process notes by which code it works
-    assert factory.remembered() | codes == before | codes
-    assert factory.litter() == []
-    assert list((factory.home / "mlflow" / "spool").iterdir()) == []
-    mlflow = factory.mlflow()
-    runs = mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])
-    assert [run.info.status for run in runs if run.info.status != "FINISHED"] == ["KILLED"]
+@pytest.fixture(scope="module")
+def endless(new_factory: Callable[[], Any], desk: Any) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
+    """A training without end in a home of its own; it loads its libraries while the tests before its own one run."""
+    factory = new_factory()
+    process = factory.start("train", factory.spec(desk["intent"], training__steps=100_000))
+    yield factory, process
+    process.kill()
+    process.communicate()
 
 
-def test_a_refusal_within_a_flow_is_its_line_and_no_other_word(factory: Any, intent: Any) -> None:
+def test_a_refusal_within_a_flow_is_its_line_and_no_other_word(factory: Any, intent: Any, endless: Any) -> None:
     """Through Prefect's engine, in a process whose console is what a person sees."""
     said = factory.finish(factory.start("rollback", "nobody"))
     assert (said.code, said.out) == (2, "")
@@ -100,3 +89,23 @@ def test_a_fleet_over_the_pool_needs_a_server_that_knows_the_deployment(factory:
     }
     assert deployments["train"] == "flows.train.train"
     assert TRAIN == "train/train"
+
+
+def test_ctrl_c_in_training_is_one_line_and_leaves_nothing_half_done(endless: Any) -> None:
+    """MLflow knows the run as killed; the ledger knows the rows and the base that it looked at, and nothing else."""
+    factory, process = endless
+    spoken = list(itertools.takewhile(lambda line: "step 1/100000" not in line, process.stderr))
+    process.send_signal(signal.SIGINT)
+    said = factory.finish(process)
+    assert said.code == 130, spoken
+    assert said.lines[-1] == "stopped; nothing half-done was kept"
+    assert "Traceback" not in said.err
+    assert [line for line in said.lines if line.startswith("E-")] == []
+    filled = {table for table, rows in factory.remembered().items() if rows}
+    assert filled <= {"bases", "codes", "datasets"}
+    assert factory.litter() == []
+    assert list((factory.home / "mlflow" / "spool").iterdir()) == []
+    mlflow = factory.mlflow()
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])
+    assert run.info.status == "KILLED"
+    assert mlflow.get_metric_history(run.info.run_id, "loss")
