@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,7 +39,7 @@ from tasks.methods.build import attached, fresh_adapter, write_adapter
 from tasks.specs import AdapterSpec, BaseSpec, DataSpec, MethodSpec, TrainingSpec
 from tasks.training.base import Base, compute_dtype_for, load_base
 from tasks.training.encoding import encode
-from tasks.training.loop import answer_logits_of, train_adapter, validation_loss
+from tasks.training.loop import _peak_bytes, answer_logits_of, train_adapter, validation_loss
 
 ROOT = Path(__file__).parents[1]
 SIDES = {
@@ -108,7 +107,6 @@ def one_run(side: str, spec: AdapterSpec) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run = train_side(base, spec, train, folder, "grouped" in side)
-        run["peak MiB"] = peak_bytes() / 2**20  # before the validation, which is no part of the run
         encoded = encode(base, held_out)
         with attached(base, folder) as model:
             answer = answer_logits_of(base, model, encoded[:2])
@@ -120,7 +118,8 @@ def our_loop(base: Base, spec: AdapterSpec, train: Sequence[Example], folder: Pa
     """The adapter through `train_adapter`, from text to file."""
     seconds, done = timed(lambda: train_adapter(base, spec, train, [], folder))
     tokens = sum(step.tokens for step in done.curve.steps)
-    return {"tokens/s": tokens / seconds, "seconds": seconds, "padding": done.padding_share}
+    peak = done.peak_bytes / 2**20
+    return {"tokens/s": tokens / seconds, "seconds": seconds, "padding": done.padding_share, "peak MiB": peak}
 
 
 def trainer(base: Base, spec: AdapterSpec, train: Sequence[Example], folder: Path, grouped: bool) -> dict[str, float]:
@@ -175,7 +174,8 @@ def trainer(base: Base, spec: AdapterSpec, train: Sequence[Example], folder: Pat
         seconds, _ = timed(runner.train)
         write_adapter(model, folder, "base")
     useful = int(spec.training.epochs) * sum(row.length for row in encoded)
-    return {"tokens/s": useful / seconds, "seconds": seconds, "padding": 1 - useful / padded}
+    peak = _peak_bytes(base) / 2**20
+    return {"tokens/s": useful / seconds, "seconds": seconds, "padding": 1 - useful / padded, "peak MiB": peak}
 
 
 def bfloat16_speedups(rounds: int) -> dict[int, float]:
@@ -241,12 +241,6 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return clock() - began, done
-
-
-def peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def table(corner: str, lines: dict[str, dict[str, float]]) -> str:

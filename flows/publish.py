@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def slug(name: str) -> str:
 
 
 def figures_of(
-    task: str, curve: Curve, findings: Sequence[Finding], scores: Mapping[str, EvaluationRecord]
+    task: str, curve: Curve, findings: tuple[Finding, ...], scores: Mapping[str, EvaluationRecord]
 ) -> dict[str, bytes]:
     """The images that are kept with a version: its curve, and its scores beside the base's."""
     from tasks.figures.scores import ScoreRow
@@ -117,8 +118,9 @@ def figures_of(
     return {"curve.svg": curve_figure(task, curve, findings), "scores.svg": dots}
 
 
-def curve_figure(task: str, curve: Curve, findings: Sequence[Finding]) -> bytes:
-    """Loss, validation loss, rate and gradient norm over the steps."""
+@lru_cache(maxsize=16)
+def curve_figure(task: str, curve: Curve, findings: tuple[Finding, ...]) -> bytes:
+    """Loss, validation loss, rate and gradient norm over the steps; drawn once for all places."""
     from tasks.figures.curves import training_curve
 
     return training_curve(

@@ -269,6 +269,9 @@ def _peak_bytes(base: Base) -> int:
     """Most memory held: of the card, or resident in this process since it started."""
     if base.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(base.device))
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage counts what the parent held when it forked, too
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

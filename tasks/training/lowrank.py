@@ -93,6 +93,6 @@ def kept_by_dropout(shape: tuple[int, ...], share: float) -> Tensor:
     0.95
     """
     count = int(torch.Size(shape).numel())
-    chance = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    chance = torch.empty(-(-count // 4), dtype=torch.int64).random_().view(torch.int16)[:count]
     below = chance.bitwise_and_(HIGHEST_DRAW).sub_(round(share * (HIGHEST_DRAW + 1)))  # negative where dropped
     return below.bitwise_right_shift_(15).add_(1).to(torch.int8).view(shape)

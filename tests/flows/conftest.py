@@ -386,6 +386,7 @@ class Moved:
     watched: Any
     event: Mapping[str, Any]
     plain: Said
+    meanwhile: Said
     replayed: Any
     taught: list[tuple[tuple[Any, ...], tuple[Any, ...]]]
     frozen: list[dict[str, str]]
@@ -393,7 +394,8 @@ class Moved:
 
 @pytest.fixture(scope="session")
 def moved(factory: Factory, desk: dict[str, Task], fleet: Fleet) -> Moved:
-    """topic is served, its traffic moves, a plain retrain forgets, and one with replay takes its place.
+    """topic is served, its traffic moves, a plain retrain forgets, and one with replay takes its place; before that,
+    somebody trains on the old rows as if nothing had happened.
 
     Some of the traffic repeats rows that are frozen for judging, with the very same answer; a retrain, which keeps
     fewer rows for judging, would learn from them by their hash.
@@ -423,6 +425,8 @@ def moved(factory: Factory, desk: dict[str, Task], fleet: Fleet) -> Moved:
         with factory.active():
             (watched,) = watch("topic", str(traffic))
         plain = factory.run("--json", "retrain", "topic", "--traffic", traffic, "--replay-share=0", "--start=champion")
+        late = factory.spec(desk["topic"], "topic late", training__steps=1, training__learning_rate=1e-6)
+        meanwhile = factory.run("--quiet", "train", late)
         with factory.active():
             replayed = retrain("topic", finding=dict(events[0]["payload"]))
-    return Moved(traffic, watched, events[0], plain, replayed, taught, frozen)
+    return Moved(traffic, watched, events[0], plain, meanwhile, replayed, taught, frozen)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-TRIO = ("intent:1", "topic:3", "tone:1")
+TRIO = ("intent:1", "topic:4", "tone:1")
 IN_A_FRESH_PROCESS = """
 import json, sys, numpy, torch, transformers
 asked = json.load(sys.stdin)

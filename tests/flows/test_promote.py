@@ -12,14 +12,14 @@ def chain(factory: Any, name: str) -> list[tuple[Any, ...]]:
 def test_rollback_serves_the_champion_before_and_promote_brings_it_back_through_the_gates(
     factory: Any, moved: Any, at_its_word: None
 ) -> None:
-    assert chain(factory, "topic") == [("promote", None, 1), ("promote", 1, 3)]
+    assert chain(factory, "topic") == [("promote", None, 1), ("promote", 1, 4)]
     back = factory.run("rollback", "topic")
-    assert (back.code, back.out) == (0, "topic:1 is champion again (was 3)\n")
+    assert (back.code, back.out) == (0, "topic:1 is champion again (was 4)\n")
     assert str(factory.mlflow().get_model_version_by_alias("topic", "champion").version) == "1"
-    again = factory.run("promote", "topic:3")
-    assert (again.code, again.out) == (0, "topic:3 is champion (was 1)\n")
-    assert chain(factory, "topic")[2:] == [("rollback", 3, 1), ("promote", 1, 3)]
-    assert str(factory.mlflow().get_model_version_by_alias("topic", "champion").version) == "3"
+    again = factory.run("promote", "topic:4")
+    assert (again.code, again.out) == (0, "topic:4 is champion (was 1)\n")
+    assert chain(factory, "topic")[2:] == [("rollback", 4, 1), ("promote", 1, 4)]
+    assert str(factory.mlflow().get_model_version_by_alias("topic", "champion").version) == "4"
 
 
 def test_what_failed_its_gates_cannot_be_promoted_by_hand(factory: Any, moved: Any) -> None:

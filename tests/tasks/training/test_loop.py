@@ -366,6 +366,27 @@ def test_training_leaves_the_callers_chance_alone(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_dropout_is_drawn_from_the_seed(tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make) -> None:
+    rows, drawn = make_rows("generation", 12), {}
+    for dropout in (0.0, 0.6):
+        method, start = MethodSpec(rank=4, dropout=dropout), tmp_path / f"start {dropout}"
+        spec = make_spec("generation", tiny_base, method=method, steps=20, batch_size=12, learning_rate=0.02)
+        run(spec, rows, start, validation=[])
+        for seed in (1, 2):  # one adapter, one batch of all rows: nothing but dropout is left to chance
+            spec = make_spec("generation", tiny_base, method=method, steps=1, batch_size=12, seed=seed)
+            drawn[dropout, seed] = losses(run(spec, rows, tmp_path / "out", validation=[], start=start))
+    assert drawn[0.0, 1] == pytest.approx(drawn[0.0, 2], rel=1e-4)
+    assert drawn[0.6, 1] != pytest.approx(drawn[0.6, 2], rel=1e-3)
+
+
+def test_the_peak_is_that_of_this_process(tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make) -> None:
+    spec, rows = make_spec("generation", tiny_base, steps=1), make_rows("generation", 8)
+    before = run(spec, rows, tmp_path).peak_bytes
+    block = torch.ones(before, dtype=torch.uint8)  # as much again as the process ever held
+    after = run(spec, rows, tmp_path).peak_bytes
+    assert 100 << 20 < before < after < before + block.numel() + (256 << 20)
+
+
 def test_the_gradient_is_clipped_and_its_norm_told_unclipped(
     tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
 ) -> None:
