@@ -7,6 +7,7 @@ understood by every command, before or after its name.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Manner:
 
 
 manner = Manner()
-INTERRUPTED = 130
+INTERRUPTED, READER_GONE = 130, 1  # as Typer has it where it meets them itself
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -55,10 +56,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = app(words, standalone_mode=False, prog_name="factory")
         if code == INTERRUPTED:  # Typer answers Ctrl-C with this code and no word
             raise KeyboardInterrupt
+        if manner.told:
+            print(json.dumps({"ok": True, "exit_code": 0, **manner.told}, default=str))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the interpreter's own flush complain
+        sys.exit(READER_GONE)
     except BaseException as error:  # the one place where every error becomes a line and a code
         sys.exit(_ended(error))
-    if manner.told:
-        print(json.dumps({"ok": True, "exit_code": 0, **manner.told}, default=str))
     sys.exit(code if isinstance(code, int) else 0)
 
 

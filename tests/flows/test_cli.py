@@ -308,3 +308,28 @@ def test_what_is_registered_is_shown_to_people_and_to_machines(opened: Any, inte
     drawn = opened.run("lineage", "intent:1", "--mermaid").out
     assert drawn.startswith("flowchart LR")
     assert version.base[:12] in drawn
+
+
+def test_a_plan_says_what_a_run_needs_and_touches_nothing(opened: Any, desk: Any) -> None:
+    before = opened.remembered()
+    said = opened.run("--json", "plan", opened.spec(desk["tone"]), "--device", "1GiB")
+    plan = json.loads(said.out)["result"]
+    assert said.code == 0
+    assert plan["available_bytes"] == 2**30
+    assert 0 < sum(plan["causes"].values()) < 2**30
+    assert plan["trainable"] == 16_384  # rank 8 on two layers of seven matrices, by hand: 8 * (out + in) each
+    assert opened.remembered() == before
+
+
+def test_the_schema_takes_what_the_factory_takes_and_refuses_what_it_refuses(opened: Any, desk: Any) -> None:
+    import jsonschema
+    from ruamel.yaml import YAML
+
+    schema = json.loads(opened.run("schema").out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    spec = YAML(typ="safe").load(opened.spec(desk["tone"]))
+    jsonschema.validate(spec, schema)
+    for wrong in ({"rnak": 1}, {"task": "My Task"}, {"kind": "regression"}, {"method": {"rank": 0}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**spec, **wrong}, schema)
+    assert json.loads(opened.run("schema", "merge").out)["title"] == "MergeSpec"

@@ -31,6 +31,17 @@ def test_help_and_a_bad_spec_load_nothing_heavy(words: list[str], tmp_path: Any)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["schema"], ["--json", "down"]])
+def test_a_reader_who_goes_away_hears_no_complaint(words: list[str], tmp_path: Path) -> None:
+    """As in `factory schema | head -1`."""
+    command = [sys.executable, "-m", "flows.cli", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "")
+
+
 @pytest.fixture(scope="module")
 def endless(new_factory: Callable[[], Any], desk: Any) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
     """A training without end in a home of its own; it loads its libraries while the tests before its own one run."""
