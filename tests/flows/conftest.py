@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,11 @@ import pytest
 from ruamel.yaml import YAML
 
 ROWS = 280  # of each task; four in ten of them judge
+
+
+def _hear_ctrl_c() -> None:
+    """A background job of a shell ignores Ctrl-C, and so would every process that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class Factory:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *map(str, words)],
             cwd=place,
+            preexec_fn=_hear_ctrl_c,
             env={
                 **os.environ,
                 "FACTORY_HOME": str(self.home),
