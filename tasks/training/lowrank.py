@@ -19,10 +19,10 @@ HIGHEST_DRAW = (1 << 15) - 1
 
 
 def compute_in_few_passes(model: nn.Module) -> int:
-    """Let every plain LoRA layer of a model on a CPU compute as below; returns how many that are.
+    """Let every plain linear LoRA layer of a model on a CPU compute as below; returns how many that are.
 
-    Layers with a variant (DoRA), a bias of their own or several adapters keep PEFT's way, and so does a GPU, where
-    PEFT's dropout is one kernel.
+    Embeddings, convolutions, and layers with a variant (DoRA), a bias of their own or several adapters keep PEFT's way,
+    and so does a GPU, where PEFT's dropout is one kernel.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -32,6 +32,7 @@ def compute_in_few_passes(model: nn.Module) -> int:
         if isinstance(module, LoraLayer)
         and list(module.lora_A) == module.active_adapters == ["default"]
         and not module.lora_variant
+        and isinstance(module.lora_A["default"], nn.Linear)
         and module.lora_B["default"].bias is None
         and module.lora_A["default"].weight.device.type == "cpu"
     ]
