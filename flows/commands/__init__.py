@@ -1,0 +1,1 @@
+"""The commands of `factory`, by what they are about: making, serving, remembering, the machine."""

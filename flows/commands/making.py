@@ -1,0 +1,171 @@
+"""Commands that check, plan, train, compare and merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.speaking import SpecPath, app, ready, tell
+
+
+def check_adapter_specs(*paths: str) -> None:
+    """Read the specs before anything heavy loads or a server starts: what is wrong with them is said at once."""
+    from tasks.errors import Problem, SpecRefused, raise_if_any
+    from tasks.spec_files import load_adapter_spec
+
+    found: list[Problem] = []
+    for path in paths:
+        try:
+            load_adapter_spec(path)
+        except SpecRefused as refused:
+            found += refused.problems
+    raise_if_any(SpecRefused, found)
+
+
+def check_recipe(path: str) -> None:
+    """The same for a merge recipe."""
+    from tasks.merging.rules import check_rules
+    from tasks.spec_files import load_merge_spec
+
+    check_rules(load_merge_spec(path))
+
+
+@app.command()
+def validate(spec: SpecPath) -> None:
+    """Check a spec's data: what is accepted, what is kept out and why.
+
+    Example: `factory validate examples/quickstart/triage.yaml`
+    """
+    check_adapter_specs(spec)
+    ready()
+    from flows.validate import validate as flow
+
+    data = flow(spec)
+    kept_out = data.admission.quarantined if data.admission else ()
+    lines = [f"{data.record.source} row {q.row} {q.field}: {q.reason}" for q in kept_out[:20]]
+    more = [f"... and {len(kept_out) - 20} more"] if len(kept_out) > 20 else []
+    tell(data.record, *lines, *more, f"snapshot {data.digest}")
+
+
+@app.command()
+def plan(
+    spec: SpecPath,
+    device: Annotated[str | None, typer.Option(help="Memory of the device to plan for, such as 24GiB.")] = None,
+) -> None:
+    """What a training run will need in memory, before anything is loaded.
+
+    Example: `factory plan examples/quickstart/triage.yaml --device 24GiB`
+    """
+    check_adapter_specs(spec)
+    ready()
+    from flows.learn import plan_run
+    from flows.publish import memory_table
+    from flows.validate import base_folder
+    from tasks.memory import parse_size, refuse_if_too_large
+    from tasks.spec_files import load_adapter_spec
+
+    loaded = load_adapter_spec(spec)
+    made = plan_run(loaded, base_folder(loaded.base), parse_size(device) if device else None)
+    tell(made, memory_table(made))
+    refuse_if_too_large(made, loaded)
+
+
+@app.command()
+def train(
+    spec: SpecPath,
+    promote: Annotated[bool, typer.Option(help="Serve the version if it passes every gate.")] = True,
+) -> None:
+    """Train, evaluate, register and promote one adapter.
+
+    Example: `factory train examples/quickstart/triage.yaml`
+    """
+    check_adapter_specs(spec)
+    ready()
+    from flows.train import train as flow
+
+    done = flow(spec, promote)
+    state = "champion" if done.promoted else "registered, not promoted"
+    tell(
+        done,
+        f"{done.version.ref}: {state}; {done.scores.metric} {done.scores.score:.3f}, base {done.base_scores.score:.3f}",
+    )
+    if promote:
+        done.decision.refuse_unless_passed()
+
+
+@app.command()
+def fleet(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Adapter specs.")],
+    promote: Annotated[bool, typer.Option(help="Serve versions that pass every gate.")] = True,
+    over_pool: Annotated[bool, typer.Option(help="One run per spec over the work pool.")] = False,
+) -> None:
+    """Train many adapters; those of one base share it.
+
+    Example: `factory fleet examples/quickstart/*.yaml`
+    """
+    check_adapter_specs(*specs)
+    ready()
+    from flows.fleet import fleet as flow
+    from flows.fleet import refuse_unless_all_passed
+
+    done = flow(specs, promote, over_pool)
+    tell(
+        done,
+        *(
+            f"{task}: {o.version.ref} {o.scores.score:.3f}, base {o.base_scores.score:.3f}"
+            for task, o in done.items()
+            if o
+        ),
+    )
+    if promote:
+        refuse_unless_all_passed(done)
+
+
+@app.command()
+def compare(
+    spec: SpecPath,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated rows of the method catalogue.")] = None,
+    ranks: Annotated[str | None, typer.Option(help="Comma-separated ranks; alpha / rank stays.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per setting.")] = 1,
+) -> None:
+    """One task, several methods and ranks, one table.
+
+    Example: `factory compare examples/quickstart/triage.yaml --methods lora,rslora,dora --ranks 4,16`
+    """
+    check_adapter_specs(spec)
+    ready()
+    from flows.compare import compare as flow
+    from tasks.errors import SpecRefused
+
+    try:
+        numbers = [int(rank) for rank in ranks.split(",")] if ranks else None
+    except ValueError:
+        raise SpecRefused.one(
+            "E-SPEC-014", "--ranks", f"{ranks!r} is no list of numbers", "write --ranks 4,8,16"
+        ) from None
+    table = flow(spec, methods.split(",") if methods else None, numbers, seeds)
+    tell(table, table)
+
+
+@app.command()
+def merge(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Merge recipe, a YAML file.")],
+    out: Annotated[str | None, typer.Option(help="Folder to export the model to.")] = None,
+) -> None:
+    """Merge adapters on their exact updates, judge every task, export a transformers folder.
+
+    Example: `factory merge examples/quickstart/merge.yaml --out merged`
+    """
+    check_recipe(recipe)
+    ready()
+    from flows.merge import merge as flow
+
+    done = flow(recipe, str(Path(out).resolve()) if out else None)
+    tell(
+        done,
+        f"{done.version.ref}: {done.chosen}; {done.decision.sentence}",
+        *([f"exported to {done.folder}"] if done.folder else []),
+    )
+    done.decision.refuse_unless_passed()
