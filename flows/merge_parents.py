@@ -1,0 +1,144 @@
+"""The parents of a merge: experts with the rows they are asked about, their shared base, and how both score alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flows.learn import Slice, datasets_of, known_scores, record_of, scored, slice_of, subject_of
+from flows.policy import cheap
+from flows.validate import base_folder, identified, remembered_dataset
+from flows.wiring import Home
+from registry.records import BaseRecord, EvaluationRecord, VersionRecord, base_ref
+from tasks.errors import ArtifactRefused, Problem, SpecRefused, raise_if_any
+from tasks.evaluation.scoring import Scores
+from tasks.specs import SIDES, AdapterSpec, MergeSpec, Side
+
+if TYPE_CHECKING:
+    from tasks.merging.base import BaseWeights
+    from tasks.merging.plan import MergePlan
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A parent with its spec and the rows that it is asked about, snapshot by snapshot."""
+
+    version: VersionRecord
+    spec: AdapterSpec
+    slices: Mapping[Side, tuple[Slice, ...]]
+
+    @property
+    def task(self) -> str:
+        return self.version.name
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is merged: the parents' exact updates, and the base that they are added to."""
+
+    base: BaseWeights
+    parents: MergePlan
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+
+
+def expert(home: Home, ref: str) -> Expert:
+    """A parent by reference, with the rows of all the data that it learned from.
+
+    Raises:
+        SpecRefused: it is a merged model.
+    """
+    version = home.ledger.version(ref)
+    if version.kind != "adapter":
+        raise SpecRefused.one("E-MERGE-040", ref, "is a merged model", "name the adapters it was made from")
+    spec = AdapterSpec.model_validate(version.spec)
+    known = [remembered_dataset(home, digest) for digest in datasets_of(version)]
+    return Expert(version, spec, {side: tuple(slice_of(spec, data, side) for data in known) for side in SIDES})
+
+
+def same_base(home: Home, experts: Sequence[Expert]) -> BaseRecord:
+    """The base that all parents share, as it lies on this machine.
+
+    Raises:
+        ArtifactRefused: parents of different bases, or a base folder that changed since.
+    """
+    first = experts[0]
+    remedy = "merge adapters of one base"
+    raise_if_any(
+        ArtifactRefused,
+        [
+            Problem(
+                "E-MERGE-011", e.version.ref, f"base {e.version.base[:12]} is not {first.version.base[:12]}", remedy
+            )
+            for e in experts
+            if e.version.base != first.version.base or e.spec.base.quantization != first.spec.base.quantization
+        ],
+    )
+    base = identified(home, first.spec.base)
+    if base.digest != first.version.base:
+        wrong = f"has changed: {base.digest[:12]}, the adapters were trained on {first.version.base[:12]}"
+        raise ArtifactRefused.one("E-MERGE-042", first.spec.base.model, wrong, "restore the base")
+    return base
+
+
+@cheap
+def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert]) -> Planned:
+    """The parents' exact updates over one base; every mismatch is listed before anything is computed.
+
+    Raises:
+        ArtifactRefused: with all of them.
+    """
+    import torch
+
+    from tasks.merging.base import nf4_modules, open_base
+    from tasks.merging.plan import Parent, check_parents
+
+    base = experts[0].spec.base
+    folder = base_folder(base)
+    rounded = base.quantization == "nf4" and spec.merge_base == "dequantized"
+    as_seen = nf4_modules(folder, experts[0].spec.kind) if rounded else ()
+    weights = open_base(folder, nf4=as_seen, double_quant=base.double_quant, dtype=torch.float32)
+    parents = [
+        Parent(
+            e.version.ref, e.task, home.store.path(e.version.artifact), e.version.base, quantization=base.quantization
+        )
+        for e in experts
+    ]
+    return Planned(weights, check_parents(parents, weights))
+
+
+def before_and_alone(home: Home, experts: Sequence[Expert], side: Side) -> dict[str, dict[str, EvaluationRecord]]:
+    """The untouched base and each expert alone, per task; what the ledger knows is not measured again."""
+    found: dict[str, dict[str, EvaluationRecord]] = {"base": {}, "experts": {}}
+    for e in experts:
+        for who, subject, adapter in (
+            ("base", base_ref(e.version.base), None),
+            ("experts", e.version.ref, home.store.path(e.version.artifact)),
+        ):
+            known = known_scores(home, subject, e.slices[side], e.spec.metric)
+            missing = [s for s in e.slices[side] if s.dataset not in known]
+            if missing:
+                learned = [x for s in e.slices["train"] for x in s.examples]
+                measured = scored(e.spec, missing, adapter, learned)
+                home.ledger.remember_evaluations([subject_of(m, subject) for m in measured.values()])
+                known |= {m.dataset: m for m in measured.values()}
+            found[who][e.task] = pooled([known[s.dataset] for s in e.slices[side]])
+    return found
+
+
+def dense_base(expert: Expert) -> Any:
+    """The base as float32 weights, to put updates on; 4-bit weights would round them away."""
+    from tasks.training.base import load_base
+
+    spec = expert.spec
+    dense = spec.base.model_copy(update={"quantization": "none", "compute_dtype": "float32"})
+    return load_base(dense, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+
+
+def pooled(records: Sequence[EvaluationRecord]) -> EvaluationRecord:
+    """The scores on several slices as one, named by the first slice; a row that is in two of them counts once."""
+    if len(records) == 1:
+        return records[0]
+    rows = {key: outcome for record in records for key, outcome in zip(record.keys, record.outcomes, strict=True)}
+    where = Slice("", records[0].dataset, records[0].side, ())  # type: ignore[arg-type]
+    return record_of(Scores(records[0].metric, tuple(rows), tuple(rows.values())), where)

@@ -1,0 +1,190 @@
+"""The chosen model of a merge: written, registered with its parents, asked in a fresh process, served and exported."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from flows.merge_candidates import Setting, updates_of
+from flows.merge_parents import Expert, Planned
+from flows.policy import cheap
+from flows.progress import voice
+from flows.wiring import Home, flow_run_id
+from registry.fingerprint import version_key
+from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
+from tasks.errors import ArtifactRefused, SpecRefused
+from tasks.export.card import Card, Score
+from tasks.promotion import Decision
+from tasks.specs import MergeSpec
+
+
+def remembered(
+    home: Home,
+    spec: MergeSpec,
+    experts: Sequence[Expert],
+    base: BaseRecord,
+    plan: Planned,
+    scores: Mapping[str, EvaluationRecord],
+    alone: Mapping[str, Mapping[str, EvaluationRecord]],
+    chosen: Setting,
+) -> VersionRecord:
+    """The chosen model written as a transformers folder, stored, and registered with its parents."""
+    key = version_key(
+        kind="merged",
+        spec={"recipe": spec.model_dump(mode="json"), "chosen": chosen.name},
+        base=base.digest,
+        parents=[("parent", e.version.artifact) for e in experts],
+        evaluation=[s.dataset for e in experts for s in e.slices["test"]],
+        code=home.code.digest,
+        seed=spec.seed,
+    )
+    if known := home.ledger.by_key(key):
+        return known
+    staging = Path(tempfile.mkdtemp(dir=home.scratch()))
+    try:
+        card = card_of(spec, experts, base, scores, alone, chosen)
+        written(spec, experts, plan, chosen, card, staging / "model")
+        artifact = home.store.put(staging / "model")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    version = home.ledger.register(
+        VersionDraft(
+            name=spec.name,
+            kind="merged",
+            version_key=key,
+            artifact=artifact,
+            base=base.digest,
+            code=home.code.digest,
+            spec={**spec.model_dump(mode="json"), "chosen": chosen.name},
+            parents=tuple(("parent", e.version.ref) for e in experts),
+            metrics={f"{task}_{found.metric}": found.score for task, found in scores.items()},
+            evaluations=tuple(scores.values()),
+            flow_run=flow_run_id(),
+        )
+    )
+    voice.say(f"  registered {version.ref}, sha256 {artifact[:12]}")
+    return version
+
+
+def card_of(
+    spec: MergeSpec,
+    experts: Sequence[Expert],
+    base: BaseRecord,
+    scores: Mapping[str, EvaluationRecord],
+    alone: Mapping[str, Mapping[str, EvaluationRecord]],
+    chosen: Setting,
+) -> Card:
+    """What the exported folder says about itself."""
+    return Card(
+        name=spec.name,
+        kind=experts[0].spec.kind,
+        base=f"{base.name}, sha256 {base.digest}",
+        lineage={e.version.ref: f"adapter, sha256 {e.version.artifact}" for e in experts},
+        recipe={
+            "rule": chosen.rule,
+            "scale": chosen.scale,
+            "density": chosen.density,
+            **dict(chosen.weights),
+            "seed": spec.seed,
+        },
+        scores=[
+            Score(e.task, s.metric, alone["base"][e.task].score, alone["experts"][e.task].score, s.score, s.n)
+            for e in experts
+            for s in [scores[e.task]]
+        ],
+        limits=["Judged on the test rows of the tasks above and on nothing else."],
+    )
+
+
+def written(
+    spec: MergeSpec, experts: Sequence[Expert], plan: Planned, chosen: Setting, card: Card, folder: Path
+) -> None:
+    """The chosen model as a plain transformers folder; one module is in memory at a time. Classifiers share the body,
+    and each task's own head lies beside it."""
+    import torch
+
+    from tasks.export.model import export_model
+    from tasks.merging.base import open_base
+
+    stored = open_base(plan.base.folder).dtypes
+    dtype = (
+        max(stored.values(), key=list(stored.values()).count) if spec.dtype == "base" else getattr(torch, spec.dtype)
+    )
+    heads = plan.parents.heads
+    export_model(
+        folder,
+        plan.base,
+        updates_of(spec, experts, plan, chosen).items(),
+        scale=chosen.scale,
+        dtype=dtype,
+        card=card,
+        heads=heads,
+        labels={e.task: e.spec.data.labels for e in experts if e.task in heads},
+    )
+
+
+@cheap
+def answered(home: Home, version: VersionRecord, experts: Sequence[Expert]) -> dict[str, tuple[str, str]]:
+    """One request per task, answered by the stored model in a fresh process: task to (request, answer).
+
+    Raises:
+        ArtifactRefused: it does not load or does not answer.
+    """
+    from tasks.export.answer import answer_in_fresh_process
+
+    folder = home.store.path(version.artifact)
+    asked = {e.task: e.slices["test"][-1].examples[0].input for e in experts}
+    if experts[0].spec.kind == "classification":  # one body, and the head of the task that is asked
+        said = {t: answer_in_fresh_process(folder, [q], kind="classification", head=t)[0] for t, q in asked.items()}
+    else:
+        said = dict(zip(asked, answer_in_fresh_process(folder, list(asked.values())), strict=True))
+    return {task: (request, said[task]) for task, request in asked.items()}
+
+
+def served(home: Home, version: VersionRecord, decision: Decision) -> bool:
+    """The merged model made champion of its name."""
+    champion = home.ledger.champion(version.name)
+    if champion is None or champion.number != version.number:
+        expected = champion.number if champion else None
+        gates = {"gates": [asdict(gate) for gate in decision.gates], "sentence": decision.sentence}
+        home.ledger.promote(
+            version.name, version.number, expected=expected, decision=gates, actor="factory", reason=decision.sentence
+        )
+        voice.say(f"  {version.ref} is champion: {decision.sentence}, and it answers in a fresh process")
+    return True
+
+
+def refuse_foreign(target: Path) -> None:
+    """An export takes the place of nothing, of an empty folder, or of an earlier export as it was written.
+
+    Raises:
+        SpecRefused: something else lies there.
+    """
+    from tasks.export.model import verify_export
+
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            verify_export(target)
+    except ArtifactRefused:
+        wrong = "is there already, and is no exported model or was changed since"
+        raise SpecRefused.one("E-MERGE-043", target, wrong, "name another folder") from None
+
+
+def exported(home: Home, version: VersionRecord, out: str) -> Path:
+    """A copy of the stored model where the user wants it; a model that lies there already is replaced whole."""
+    target = Path(out)
+    staging = target.with_name(f".{target.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(home.store.path(version.artifact), staging, copy_function=shutil.copyfile)
+        refuse_foreign(target)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    voice.say(f"  exported to {target}")
+    return target
