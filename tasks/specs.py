@@ -7,7 +7,9 @@ with alpha 2r on all linear layers (Hu et al. 2021, arXiv:2106.09685; Dettmers e
 
 from __future__ import annotations
 
+import re
 import string
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -54,6 +56,15 @@ class SplitSpec(Spec):
     column: str | None = Field(
         None, description="Column that already names the side (train, validation/valid/dev, test)."
     )
+    group: str | None = Field(
+        None, description="Column whose rows stay together (a customer, a thread): its value is hashed, not the input."
+    )
+    time: str | None = Field(None, description="Column of ISO 8601 dates or times: what comes later judges.")
+    validation_from: str | None = Field(None, description="time: first moment that chooses, such as 2026-01-01.")
+    test_from: str | None = Field(None, description="time: first moment that judges, such as 2026-03-01.")
+    stratify: bool = Field(
+        False, description="Every class of three or more rows lies on every side; the hash decides which rows."
+    )
     validation: Share = Field(0.1, description="Share of inputs that choose (early stop, merge weights).")
     test: Share = Field(0.1, description="Share of inputs that judge; never learned from, also not later.")
 
@@ -62,6 +73,35 @@ class SplitSpec(Spec):
         if self.validation + self.test >= 1:
             raise ValueError("validation + test must be below 1: something must be left to learn from")
         return self
+
+    @model_validator(mode="after")
+    def _one_rule_decides(self) -> Self:
+        if sum(rule is not None for rule in (self.column, self.group, self.time)) > 1:
+            raise ValueError("column, group and time exclude one another: one rule decides the side")
+        if self.stratify and (self.column or self.group or self.time):
+            raise ValueError("stratify goes with the hash rule alone, without column, group or time")
+        if (self.time is None) != (self.test_from is None) or (self.validation_from and not self.time):
+            raise ValueError("time needs test_from (and may have validation_from): fixed moments, so no row ever moves")
+        if self.time is None:
+            return self
+        moments = [moment_of(text) for text in (self.validation_from, self.test_from) if text is not None]
+        if moments != sorted(moments):
+            raise ValueError("validation_from must not be later than test_from")
+        return self
+
+
+class NearSpec(Spec):
+    """Inputs that are nearly the same: Jaccard index of their 5-character shingles."""
+
+    similarity: float = Field(0.8, ge=0.5, le=1, description="From this index on two inputs count as nearly the same.")
+    leaks: Literal["warn", "quarantine", "refuse"] = Field(
+        "warn",
+        description="A row that is learned from and nearly a row that judges: shown, kept out, or the set is refused. "
+        "Shown by default, since 'order 17 is late' and 'order 18 is late' may both be right.",
+    )
+    repeats: Literal["warn", "drop"] = Field(
+        "warn", description="Rows of one side that nearly repeat an earlier one: shown, or deduplicated."
+    )
 
 
 class ExpectationSpec(Spec):
@@ -82,9 +122,18 @@ class ExpectationSpec(Spec):
 class DataSpec(Spec):
     """Where the rows are, how a row becomes an example, and how many may be bad."""
 
-    source: str = Field(description="JSONL, CSV or Parquet file, a folder of one of them, or a `datasets` hub id.")
+    source: str = Field(
+        description="JSONL, CSV, Parquet or Arrow file, a folder of one of them, a `datasets` hub id, or, with `query`, "
+        "an SQLAlchemy URL without a password (drivers read theirs from PGPASSWORD, ~/.pgpass, ...)."
+    )
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="Full commit hash; required for a hub id."
+    )
+    query: str | None = Field(None, min_length=1, description="SQL that reads the rows; state an order.")
+    layout: Literal["columns", "messages", "instruction"] = Field(
+        "columns",
+        description="generation: what a row is. messages: a chat, whose last turn is the answer; instruction: "
+        "instruction, input (may be empty) and output. Both give the columns prompt and completion.",
     )
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column equals this text.")
     prompt: str | None = Field(None, description="generation: template over columns, such as '{message}\\nintent:'.")
@@ -102,8 +151,43 @@ class DataSpec(Spec):
     split: SplitSpec = Field(default_factory=SplitSpec, description="Train, validation and test.")
     min_rows: int = Field(30, ge=1, description="Refuse a set with fewer accepted rows.")
     max_quarantined: Share = Field(0.05, description="Refuse a set of which more than this share is bad.")
-    max_tokens: int = Field(256, ge=8, le=131072, description="Longest example in tokens; longer rows are quarantined.")
+    max_tokens: int = Field(256, ge=8, le=131072, description="Longest example in tokens, its end token included.")
+    overlong: Literal["refuse", "drop", "truncate"] = Field(
+        "refuse",
+        description="Rows above max_tokens: refuse the set, quarantine the rows, or cut the longest input column at its "
+        "end. The answer is never cut.",
+    )
+    min_class_rows: int = Field(0, ge=0, description="Refuse a set of which a class has fewer train rows.")
+    scripts: tuple[str, ...] = Field(
+        (), description="Scripts that an input may be written in, such as Latin; others are quarantined."
+    )
+    target_format: Literal["text", "json"] = Field("text", description="generation: what every answer must parse as.")
+    target_regex: str | None = Field(
+        None, min_length=1, description="generation: what every answer must match, from its first character on."
+    )
+    near: NearSpec = Field(default_factory=lambda: NearSpec(), description="Near duplicates and near leaks.")
+    suite: str | None = Field(
+        None, description="Great Expectations suite (JSON, relative to the spec); its rules join `expectations`."
+    )
     expectations: tuple[ExpectationSpec, ...] = Field((), description="Further Great Expectations rules of your own.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_layout_gives_prompt_and_completion(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("layout", "columns") != "columns":
+            given = {name: value for name, value in given.items() if value is not None}
+            return {"prompt": "{prompt}\n", "completion": "{completion}"} | given
+        return given
+
+    @field_validator("target_regex")
+    @classmethod
+    def _regex_compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
 
     @field_validator("prompt", "completion")
     @classmethod
@@ -178,6 +262,9 @@ class TrainingSpec(Spec):
         False, description="Recompute activations: memory of one layer instead of all, for about one more forward pass."
     )
     validations: int = Field(8, ge=1, le=1000, description="How often the validation loss is read during training.")
+    checkpoint_minutes: float = Field(
+        5.0, ge=0, description="Time between checkpoints, from which an interrupted run goes on; 0: after every step."
+    )
 
 
 class GateSpec(Spec):
@@ -273,6 +360,11 @@ class AdapterSpec(Spec):
             raise ValueError("generation needs data.prompt and data.completion templates")
         if self.kind == "classification" and (self.data.prompt or self.data.completion):
             raise ValueError("classification takes data.text and data.label columns, not prompt and completion")
+        if self.kind == "classification" and (self.data.target_regex or self.data.target_format != "text"):
+            raise ValueError("the answers of a classification are data.labels; target_format and target_regex are none")
+        if self.kind == "generation" and (self.data.target_regex or self.data.target_format != "text"):
+            if len(set(columns_of(self.data.completion or ""))) > 1:
+                raise ValueError("target_format and target_regex need a completion of one column")
         return self
 
     @property
@@ -338,6 +430,16 @@ class MergeSpec(Spec):
         if len(set(parents)) < len(parents):
             raise ValueError("a parent is named twice; give it a weight instead")
         return parents
+
+
+def moment_of(text: str) -> datetime:
+    """A date or time with its zone; UTC where it names none.
+
+    Raises:
+        ValueError: it is no ISO 8601 date or time.
+    """
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def columns_of(template: str) -> tuple[str, ...]:

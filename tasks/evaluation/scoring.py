@@ -11,7 +11,7 @@ import torch
 from tasks.data.examples import Example
 from tasks.training.base import Base
 from tasks.training.encoding import Encoded, collate, encode, prompt_tokens
-from tasks.training.loop import EVALUATION_BATCH, answer_logits_of
+from tasks.training.losses import EVALUATION_BATCH, answer_logits_of
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The training loop: one adapter on a borrowed base.
 
 Flat on purpose. Padding is hardly computed (rows of one length share a batch), the output layer runs on the learned
-positions alone, and the loss of a batch is the mean over its learned tokens however it is cut into micro-batches.
+positions alone, and the loss of a batch is the mean over its learned tokens however it is cut into micro-batches. A run
+that was stopped or killed goes on from its newest checkpoint and, on a CPU, ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -16,23 +17,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tasks.data.examples import Example
+from tasks.errors import SpecRefused
 from tasks.methods.build import attached, fresh_adapter, write_adapter
 from tasks.specs import AdapterSpec, TrainingSpec
 from tasks.training.base import Base, seeded
+from tasks.training.checkpoint import Checkpoints
 from tasks.training.curve import Curve, Look, Step
-from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped
+from tasks.training.encoding import Encoded, collate, encode, length_grouped
 from tasks.training.head import start_head_from_class_means
+from tasks.training.interruption import Stopped
+from tasks.training.losses import answer_logits_of, summed_loss, validation_loss
 from tasks.training.lowrank import compute_in_few_passes
+from tasks.training.state import RunState
 
-EVALUATION_BATCH = 64
+PROBED_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run. `folder` holds the PEFT adapter with the lowest validation loss."""
+    """A finished run. `folder` holds the PEFT adapter with the lowest validation loss.
+
+    `change` is the largest difference between the answers (logits) after and before training, on a few rows; 0 means
+    that nothing was learned at all.
+    """
 
     folder: Path
     curve: Curve
@@ -42,6 +51,8 @@ class Trained:
     padding_share: float
     peak_bytes: int
     compute: str
+    change: float
+    micro_batch: int | None
 
 
 @dataclass(frozen=True)
@@ -63,21 +74,28 @@ def train_adapter(
     folder: Path,
     *,
     start: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[Step], None] = lambda step: None,
     on_look: Callable[[Look], None] = lambda look: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda sentence: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trained:
     """Train one adapter and write the best one, by validation loss, to a folder.
 
-    Stops early when the loss is no longer a number; the curve then ends there.
+    Stops early when the loss is no longer a number; the curve then ends there. Where memory does not suffice the rows
+    held at once are halved, and the batch stays what it is.
 
     Args:
         start: an adapter folder to continue from, at the rate that the spec states for it; a fresh adapter otherwise.
+        checkpoints: where to go on from, and where to write every `training.checkpoint_minutes`.
+        stop: asked between micro-batches; True ends the run with a checkpoint.
 
     Raises:
-        SpecRefused: the method does not fit the base.
-        ArtifactRefused: `start` does not fit the base.
+        SpecRefused: the method does not fit the base, or a single row needs more memory than there is.
+        ArtifactRefused: `start` does not fit the base, or the checkpoints are another run's.
+        Stopped: `stop` said so.
     """
     rows, held_out = encode(base, train), encode(base, validation)
     batches = _batches(spec, rows)
@@ -92,48 +110,152 @@ def train_adapter(
         optimizer = _optimizer(model, spec.training, base, rate)
         rates = [group["lr"] for group in optimizer.param_groups]
         answer = answer_logits_of(base, model, rows[:2])
-        steps, looks, tokens, padded = [], [], 0, 0
         look_at = {round((i + 1) * len(batches) / spec.training.validations) for i in range(spec.training.validations)}
-        best: dict[str, Tensor] = {}
-        lowest = math.inf
-        start_loss = validation_loss(base, model, answer, held_out) if held_out else None
-        model.train()
-        for number, batch in enumerate(batches, start=1):
+        saved = checkpoints.newest() if checkpoints else None
+        for torn in checkpoints.torn if checkpoints else ():
+            say(f"  {torn}: set aside")
+        if saved is None:
+            state = RunState(micro_batch=spec.training.micro_batch)
+            state.probe = _answers(base, model, rows[:PROBED_ROWS])
+            state.start_loss = validation_loss(base, model, answer, held_out) if held_out else None
+            state.note_chance(base.device)
+        else:
+            state = RunState.unpacked(saved, model, optimizer)
+            say(f"  resumed from step {state.step} of {len(batches)} (verified)")
+        began -= state.seconds
+        written_at = clock()
+
+        def write() -> None:
+            nonlocal written_at
+            if checkpoints:
+                checkpoints.save(state.step, *state.packed(model, optimizer))
+            written_at = clock()
+
+        def look() -> None:
+            """Read the validation loss where it is due; after a resume also where the run was stopped before it."""
+            if state.step not in look_at or not held_out or any(seen.step == state.step for seen in state.looks):
+                return
+            seen = Look(state.step, validation_loss(base, model, answer, held_out))
+            state.looks.append(seen)
+            on_look(seen)
+            if seen.loss < state.lowest:
+                state.lowest = seen.loss
+                state.best = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+        look()
+        while state.step < len(batches) and not _ended(state):
+            number = state.step + 1
             factor = rate_factor(number, len(batches), spec.training)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            loss, seen, width = _backward(base, answer, [rows[i] for i in batch], spec.training)
+            for group, peak in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = peak * factor
+            model.train()
+            state.restore_chance(base.device)
+            batch = [rows[i] for i in batches[number - 1]]
+            while not stop():
+                try:
+                    loss, seen, width = _backward(base, answer, batch, state.micro_batch, stop)
+                    break
+                except _Halted:
+                    pass
+                except Exception as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                    state.micro_batch = _half(state.micro_batch, batch, spec)
+                    say(f"  out of memory at step {number}: {state.micro_batch} rows at once from here, same batch")
+                optimizer.zero_grad(set_to_none=True)
+                state.restore_chance(base.device)
+            else:
+                optimizer.zero_grad(set_to_none=True)
+                write()
+                raise _stopped(spec.task, state.step, len(batches), checkpoints is not None)
             norm = float(nn.utils.clip_grad_norm_(trainable, spec.training.max_grad_norm))
-            tokens, padded = tokens + seen, padded + width
-            elapsed = clock() - began
-            record = Step(number, loss, rates[0] * factor, norm, seen, elapsed)
-            steps.append(record)
-            on_step(record)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                break
-            optimizer.step()
+            state.seconds = clock() - began
+            record = Step(number, loss, rates[0] * factor, norm, seen, state.seconds)
+            if math.isfinite(loss) and math.isfinite(norm):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            left = elapsed / number * (len(batches) - number)
-            on_progress(Progress(number, len(batches), loss, tokens / max(elapsed, 1e-9), left))
-            if number in look_at and held_out:
-                look = Look(number, validation_loss(base, model, answer, held_out))
-                model.train()
-                looks.append(look)
-                on_look(look)
-                if look.loss < lowest:
-                    lowest = look.loss
-                    best = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+            state.note_chance(base.device)
+            state.step, state.tokens, state.padded = number, state.tokens + seen, state.padded + width
+            state.steps.append(record)
+            on_step(record)
+            if _ended(state):
+                break
+            left = state.seconds / number * (len(batches) - number)
+            speed = state.tokens / max(state.seconds, 1e-9)
+            on_progress(Progress(number, len(batches), loss, speed, left))
+            look()
+            if clock() - written_at >= 60 * spec.training.checkpoint_minutes or number == len(batches):
+                write()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name in best:
-                    parameter.copy_(best[name])
+                if name in state.best:
+                    parameter.copy_(state.best[name])
+        change = float((_answers(base, model, rows[:PROBED_ROWS]) - state.probe).abs().max())  # type: ignore[operator]
         write_adapter(model, folder, Path(spec.base.model).name if spec.base.is_folder else spec.base.model)
         count = sum(parameter.numel() for parameter in trainable)
     seconds = clock() - began
-    curve = Curve(tuple(steps), tuple(looks), len(batches), start_loss)
-    speed = tokens / max(seconds, 1e-9)
-    padding = 1 - tokens / max(padded, 1)
-    return Trained(folder, curve, count, seconds, speed, padding, _peak_bytes(base), base.compute_reason)
+    return Trained(
+        folder=folder,
+        curve=Curve(tuple(state.steps), tuple(state.looks), len(batches), state.start_loss),
+        trainable_parameters=count,
+        seconds=seconds,
+        tokens_per_second=state.tokens / max(seconds, 1e-9),
+        padding_share=1 - state.tokens / max(state.padded, 1),
+        peak_bytes=_peak_bytes(base),
+        compute=base.compute_reason,
+        change=change,
+        micro_batch=state.micro_batch,
+    )
+
+
+class _Halted(Exception):
+    """A stop was asked for between two micro-batches."""
+
+
+def _ended(state: RunState) -> bool:
+    """Whether the loss or the gradient is no longer a number."""
+    return bool(state.steps) and not (math.isfinite(state.steps[-1].loss) and math.isfinite(state.steps[-1].grad_norm))
+
+
+def _stopped(task: str, step: int, steps: int, kept: bool) -> Stopped:
+    remedy = "run the same command again: it goes on from there" if kept else "run it again"
+    wrong = f"was told to stop after step {step} of {steps}" + (", a checkpoint holds it" if kept else "")
+    return Stopped.one("E-TRAIN-003", task, wrong, remedy)  # type: ignore[return-value]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA has a class of its own; the CPU's allocator says it in words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _half(micro_batch: int | None, batch: Sequence[Encoded], spec: AdapterSpec) -> int:
+    """Half the rows at once.
+
+    Raises:
+        SpecRefused: one row at a time is too much already.
+    """
+    rows = min(micro_batch or len(batch), len(batch))
+    if rows == 1:
+        wrong = f"one row of {max(row.length for row in batch)} tokens needs more memory than there is"
+        remedy = "set training.gradient_checkpointing, or shorten data.max_tokens"
+        raise SpecRefused.one("E-SPEC-013", f"{spec.task}:resources", wrong, remedy)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return rows // 2
+
+
+def _answers(base: Base, model: Any, rows: Sequence[Encoded]) -> Tensor:
+    """Logits of the model on some rows, without dropout, padding left out."""
+    was_training = model.training
+    model.eval()
+    inputs, _ = collate(base, rows)
+    with torch.no_grad(), base.autocast():
+        logits = model(**inputs).logits.float().cpu()
+    model.train(was_training)
+    return logits if base.kind == "classification" else logits[inputs["attention_mask"].cpu().bool()]
 
 
 def rate_factor(step: int, steps: int, training: TrainingSpec) -> float:
@@ -152,55 +274,6 @@ def rate_factor(step: int, steps: int, training: TrainingSpec) -> float:
     return 0.1 + 0.9 * fall
 
 
-def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callable[..., Tensor]:
-    """A function (inputs, where) -> logits at the positions in `where` (batch, time), or of the classes.
-
-    Generation needs the vocabulary at learned positions only. The short way, body then output layer, is taken if a
-    probe shows that the model does the same and nothing else; models that scale or cap their logits keep the long way.
-    """
-    if base.kind == "classification":
-        return lambda inputs, where: model(**inputs).logits
-
-    def long_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
-        return model(**inputs, use_cache=False).logits[where]
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
-        return long_way
-
-    body, output = inner.get_decoder(), inner.get_output_embeddings()
-
-    def short_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
-        return output(body(**inputs, use_cache=False).last_hidden_state[where])
-
-    inputs, _ = collate(base, probe)
-    passed: list[tuple[Tensor, Tensor]] = []
-    hook = output.register_forward_hook(lambda module, args, result: passed.append((args[0], result)))
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), base.autocast():
-        logits = model(**inputs, use_cache=False).logits
-        hidden = body(**inputs, use_cache=False).last_hidden_state
-    hook.remove()
-    model.train(was_training)
-    read, written = passed[0]
-    same = torch.equal(written.to(logits.dtype), logits) and torch.allclose(read, hidden, atol=1e-3, rtol=1e-3)
-    return short_way if same else long_way
-
-
-def validation_loss(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded]) -> float:
-    """Mean loss per learned token (or per row, for classes) without dropout."""
-    model.eval()
-    total, count = 0.0, 0
-    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
-    with torch.no_grad(), base.autocast():
-        for start in range(0, len(order), EVALUATION_BATCH):
-            inputs, labels = collate(base, [rows[i] for i in order[start : start + EVALUATION_BATCH]])
-            loss, learned = _summed_loss(base, answer, inputs, labels)
-            total, count = total + float(loss), count + learned
-    return total / max(count, 1)
-
-
 def _batches(spec: AdapterSpec, rows: Sequence[Encoded]) -> list[list[int]]:
     """The whole run's batches: as many epochs as asked for, each in its own order."""
     generator = torch.Generator().manual_seed(spec.seed)
@@ -214,28 +287,28 @@ def _batches(spec: AdapterSpec, rows: Sequence[Encoded]) -> list[list[int]]:
     return batches[:steps]
 
 
-def _backward(base: Base, answer: Any, rows: Sequence[Encoded], training: TrainingSpec) -> tuple[float, int, int]:
-    """Gradients of one batch: (mean loss, tokens, tokens with padding)."""
-    micro = training.micro_batch or len(rows)
+def _backward(
+    base: Base, answer: Any, rows: Sequence[Encoded], micro_batch: int | None, stop: Callable[[], bool]
+) -> tuple[float, int, int]:
+    """Gradients of one batch: (mean loss, tokens, tokens with padding).
+
+    Raises:
+        _Halted: `stop` said so between two micro-batches.
+    """
+    micro = micro_batch or len(rows)
     learned = len(rows) if base.kind == "classification" else sum(len(row.target) for row in rows)
     total, width = 0.0, 0
     for start in range(0, len(rows), micro):
+        if start and stop():
+            raise _Halted
         inputs, labels = collate(base, rows[start : start + micro])
         with base.autocast():
-            loss, _ = _summed_loss(base, answer, inputs, labels)
+            loss, _ = summed_loss(base, answer, inputs, labels)
         (loss / learned).backward()
         total += float(loss.detach())
         width += inputs["input_ids"].numel()
     tokens = sum(len(row.prompt) if base.kind == "classification" else row.length for row in rows)
     return total / learned, tokens, width
-
-
-def _summed_loss(base: Base, answer: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, int]:
-    """Cross entropy summed over what is learned, and how many that is."""
-    if base.kind == "classification":
-        return F.cross_entropy(answer(inputs, None).float(), labels, reduction="sum"), len(labels)
-    where = labels != IGNORED
-    return F.cross_entropy(answer(inputs, where).float(), labels[where], reduction="sum"), int(where.sum())
 
 
 def _optimizer(model: Any, training: TrainingSpec, base: Base, rate: float) -> torch.optim.Optimizer:

@@ -21,7 +21,8 @@ from tasks.training import loop
 from tasks.training.base import Base, load_base
 from tasks.training.curve import Look, Step
 from tasks.training.encoding import collate, encode
-from tasks.training.loop import Progress, Trained, answer_logits_of, rate_factor, train_adapter, validation_loss
+from tasks.training.loop import Progress, Trained, rate_factor, train_adapter
+from tasks.training.losses import answer_logits_of, summed_loss, validation_loss
 
 LABELS = ("card", "loan", "theft")
 KINDS = [("generation", "tiny_base"), ("classification", "tiny_base"), ("classification", "tiny_encoder")]
@@ -64,7 +65,7 @@ def test_a_batch_cut_into_pieces_has_the_same_gradient(
                     parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
             answer = answer_logits_of(base, model, rows[:2])
             model.eval()  # an encoder has dropout of its own
-            loss, seen, _ = loop._backward(base, answer, rows, TrainingSpec(micro_batch=micro))
+            loss, seen, _ = loop._backward(base, answer, rows, micro, lambda: False)
             grads = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
             gradients.append((loss, seen, torch.cat(grads)))
     (loss, seen, whole), (again, seen_again, pieces) = gradients
@@ -99,7 +100,7 @@ def test_the_loss_is_the_one_that_transformers_computes(
             labels[i, : len(row.prompt)] = -100
     with torch.no_grad():
         witness = float(base.model(**inputs, labels=labels).loss)
-        loss, learned = loop._summed_loss(base, answer, *collate(base, rows))
+        loss, learned = summed_loss(base, answer, *collate(base, rows))
     assert float(loss) / learned == pytest.approx(witness, rel=1e-5)
     assert validation_loss(base, base.model, answer, rows) == pytest.approx(witness, rel=1e-5)
 
@@ -196,8 +197,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_best_adapter(
 ) -> None:
     whole, calls = loop._backward, count(1)
 
-    def poisoned(base: Base, answer: Any, rows: Any, training: TrainingSpec) -> tuple[float, int, int]:
-        loss, tokens, width = whole(base, answer, rows, training)
+    def poisoned(*asked: Any) -> tuple[float, int, int]:
+        loss, tokens, width = whole(*asked)
         return (math.nan if next(calls) == 7 else loss), tokens, width
 
     monkeypatch.setattr(loop, "_backward", poisoned)
@@ -419,7 +420,7 @@ def test_the_summed_loss_is_a_sum(tiny_base: Path, make_rows: Make) -> None:
     rows = encode(base, make_rows("generation", 5))
     answer = answer_logits_of(base, base.model, rows[:2])
     with torch.no_grad():
-        together, learned = loop._summed_loss(base, answer, *collate(base, rows))
+        together, learned = summed_loss(base, answer, *collate(base, rows))
         alone = 0.0
         for row in rows:  # one row, one position at a time
             logits = base.model(torch.tensor([row.prompt + row.target])).logits[0]

@@ -1,0 +1,72 @@
+"""What is learned from a batch: cross entropy over the learned tokens (or the classes), computed where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks.training.base import Base
+from tasks.training.encoding import IGNORED, Encoded, collate
+
+EVALUATION_BATCH = 64
+
+
+def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callable[..., Tensor]:
+    """A function (inputs, where) -> logits at the positions in `where` (batch, time), or of the classes.
+
+    Generation needs the vocabulary at learned positions only. The short way, body then output layer, is taken if a
+    probe shows that the model does the same and nothing else; models that scale or cap their logits keep the long way.
+    """
+    if base.kind == "classification":
+        return lambda inputs, where: model(**inputs).logits
+
+    def long_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+        return model(**inputs, use_cache=False).logits[where]
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
+        return long_way
+
+    body, output = inner.get_decoder(), inner.get_output_embeddings()
+
+    def short_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+        return output(body(**inputs, use_cache=False).last_hidden_state[where])
+
+    inputs, _ = collate(base, probe)
+    passed: list[tuple[Tensor, Tensor]] = []
+    hook = output.register_forward_hook(lambda module, args, result: passed.append((args[0], result)))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), base.autocast():
+        logits = model(**inputs, use_cache=False).logits
+        hidden = body(**inputs, use_cache=False).last_hidden_state
+    hook.remove()
+    model.train(was_training)
+    read, written = passed[0]
+    same = torch.equal(written.to(logits.dtype), logits) and torch.allclose(read, hidden, atol=1e-3, rtol=1e-3)
+    return short_way if same else long_way
+
+
+def validation_loss(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded]) -> float:
+    """Mean loss per learned token (or per row, for classes) without dropout."""
+    model.eval()
+    total, count = 0.0, 0
+    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+    with torch.no_grad(), base.autocast():
+        for start in range(0, len(order), EVALUATION_BATCH):
+            inputs, labels = collate(base, [rows[i] for i in order[start : start + EVALUATION_BATCH]])
+            loss, learned = summed_loss(base, answer, inputs, labels)
+            total, count = total + float(loss), count + learned
+    return total / max(count, 1)
+
+
+def summed_loss(base: Base, answer: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, int]:
+    """Cross entropy summed over what is learned, and how many that is."""
+    if base.kind == "classification":
+        return F.cross_entropy(answer(inputs, None).float(), labels, reduction="sum"), len(labels)
+    where = labels != IGNORED
+    return F.cross_entropy(answer(inputs, where).float(), labels[where], reduction="sum"), int(where.sum())
