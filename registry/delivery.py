@@ -47,7 +47,8 @@ class Delivery:
         for events, offset in _batches(self._journal.events(self.position.offset)):
             self._send(events)
             failpoint("delivery.before_note")
-            finished = self.position.finished or events[-1]["kind"] == "end"
+            kind = events[-1]["kind"]
+            finished = kind == "end" or (self.position.finished and kind != "begin")
             self.position = self.position._replace(offset=offset, finished=finished)
             self._journal.move_to(self.position)
             sent += len(events)
@@ -86,6 +87,8 @@ class Delivery:
             experiment = experiment_id(mlflow, event["experiment"], self._artifacts)
             tags = {**event["tags"], RUN_KEY: self._journal.key}
             found = mlflow.create_run(experiment, start_time=event["at_ms"], tags=tags, run_name=event["name"])
+        elif found.info.status != "RUNNING":  # it goes on after an interruption
+            mlflow.update_run(found.info.run_id, status="RUNNING")
         self.position = Position(self.position.offset, found.info.run_id)
 
 

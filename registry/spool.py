@@ -44,6 +44,18 @@ class Journal:
         (journal.folder / "files").mkdir(parents=True)
         return journal
 
+    @classmethod
+    def reopen(cls, root: Path, key: str) -> Self:
+        """The journal of a run that goes on, owned; as it was left, or a new one where all of it was delivered."""
+        while True:
+            journal = cls(root / key)
+            (journal.folder / "files").mkdir(parents=True, exist_ok=True)
+            if journal.own(wait=True):
+                if (journal.folder / "lock").exists():  # else whoever held it delivered and removed it meanwhile
+                    journal.cut_half_line()
+                    return journal
+                journal.disown()
+
     def own(self, *, wait: bool = False) -> bool:
         """Take the right to deliver this journal; False while another process, or another part of this one, has it."""
         try:
@@ -109,7 +121,17 @@ class Journal:
 
     def ended(self) -> bool:
         """Whether the run said goodbye; one that did not was killed."""
-        return any(event["kind"] == "end" for event, _ in self.events(0))
+        kinds = [event["kind"] for event, _ in self.events(0) if event["kind"] in ("begin", "end")]
+        return kinds[-1:] == ["end"]  # a run that went on has begun again
+
+    def last_steps(self) -> dict[str, int]:
+        """The highest step of each metric that has been said."""
+        found: dict[str, int] = {}
+        for event, _ in self.events(0):
+            for point in event["points"] if event["kind"] == "points" else ():
+                for name in point.keys() - {"step"}:
+                    found[name] = max(found.get(name, 0), int(point["step"]))
+        return found
 
     def cut_half_line(self) -> None:
         """Drop what a killed writer left unfinished, so that the next event begins on its own line."""

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from registry.delivery import Delivery
 from registry.errors import DependencyDown, Problem
-from registry.mlflow_access import client, down, prepare
+from registry.mlflow_access import client, down, prepare, run_of, saying_when_it_is_down
 from registry.spool import Journal, journals
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 LONGEST_PAUSE_SECONDS = 60.0
+SIGNALS_FROM = 128  # exit codes above it say that a signal ended the work
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,11 @@ class Delivered(NamedTuple):
 class Run:
     """What a training says about itself. `key` names it here and in MLflow (tag factory.run)."""
 
-    def __init__(self, journal: Journal, sender: Sender, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, journal: Journal, sender: Sender, clock: Callable[[], float], said: Mapping[str, int] | None = None
+    ) -> None:
         self.key = journal.key
+        self._said = said or {}
         self._journal = journal
         self._sender = sender
         self._clock = clock
@@ -58,9 +62,20 @@ class Run:
         return self._sender.delivery.position.run_id
 
     def log_steps(self, points: Iterable[Mapping[str, float]]) -> None:
-        """Metric points, each with its "step": [{"step": 7, "loss": 1.9, "rate": 2e-4}, ...]."""
-        plain = [{name: float(value) for name, value in point.items()} for point in points]
-        self._say("points", points=plain)
+        """Metric points, each with its "step": [{"step": 7, "loss": 1.9, "rate": 2e-4}, ...].
+
+        What a run said before it was interrupted is not said again when it repeats those steps.
+        """
+        plain = [
+            {
+                n: float(value)
+                for n, value in point.items()
+                if n == "step" or not 0 < point["step"] <= self._said.get(n, 0)
+            }
+            for point in points
+        ]
+        if new := [point for point in plain if len(point) > 1]:
+            self._say("points", points=new)
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.log_steps([{"step": step, **values}])
@@ -185,13 +200,18 @@ class Tracker:
         experiment: str,
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
+        key: str | None = None,
     ) -> Iterator[Run]:
-        """A run that ends FINISHED, FAILED (an exception) or KILLED (interrupted), and raises nothing of its own."""
+        """A run that ends FINISHED, FAILED (an exception) or KILLED (interrupted), and raises nothing of its own.
+
+        Args:
+            key: of the run to go on with, if it has begun, and of the new one, if it has not; drawn by default.
+        """
         prepare(self.uri)
-        journal = Journal.create(self.spool, uuid.uuid4().hex)
-        journal.own(wait=True)
+        journal = Journal.reopen(self.spool, key or uuid.uuid4().hex)
+        said = self._said_before(journal) if key else {}
         sender = Sender(journal, self._delivery(journal), self._interval_seconds)
-        run = Run(journal, sender, self._clock)
+        run = Run(journal, sender, self._clock, said)
         run._say(
             "begin", name=name, experiment=experiment, tags={key: str(value) for key, value in (tags or {}).items()}
         )
@@ -202,12 +222,26 @@ class Tracker:
         try:
             yield run
             status = "FINISHED"
-        except Exception:
-            status = "FAILED"
+        except Exception as error:
+            stopped = getattr(error, "exit_code", 0) > SIGNALS_FROM
+            status = "KILLED" if stopped else "FAILED"
             raise
         finally:
             run._say("end", status=status)
             sender.finish(self._patience_seconds)
+
+    def _said_before(self, journal: Journal) -> dict[str, int]:
+        """The last step of each metric of a run that goes on: from its journal, or from MLflow where that is gone."""
+        if journal.begun():
+            return journal.last_steps()
+        try:
+            with saying_when_it_is_down(self.uri):
+                found = run_of(self.client(), journal.key)
+                names = [] if found is None else list(found.data.metrics)
+                history = {n: self.client().get_metric_history(found.info.run_id, n) for n in names}  # type: ignore[union-attr]
+        except DependencyDown:
+            return {}
+        return {name: max((point.step for point in points), default=0) for name, points in history.items()}
 
     def deliver(self) -> Delivered:
         """Send what earlier processes could not. A run that never said goodbye was killed, and is marked so."""
@@ -231,7 +265,7 @@ class Tracker:
         if not journal.begun():
             return True, 0
         delivery, sent = self._delivery(journal), 0
-        if not delivery.position.finished:
+        if not delivery.position.finished or not journal.ended():
             journal.cut_half_line()
             if not journal.ended():
                 journal.append("end", journal.last_ms(), status="KILLED")

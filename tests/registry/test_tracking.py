@@ -349,3 +349,38 @@ def test_down_means_down_and_a_refusal_stays_a_refusal():
     assert down.value.exit_code == 7
     with pytest.raises(MlflowException), saying_when_it_is_down("http://x"):
         raise MlflowException("no", error_code=1000)
+
+
+def half_a_run(tracker: Tracker, last: int) -> None:
+    """A run that is killed after `last` steps; its journal is what it leaves."""
+    if (child := os.fork()) == 0:
+        with tracker.run(name="r", experiment="e", params={"rank": 8}, key="goes-on") as run:
+            run.log_steps(steps(1, last))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("delivered_between", [False, True])
+def test_a_run_that_goes_on_is_the_same_run_and_says_no_step_twice(
+    tracker: Tracker, mlflow_folder: Path, delivered_between: bool
+) -> None:
+    half_a_run(tracker, 5)
+    if delivered_between:
+        tracker.deliver()
+        assert sql(mlflow_folder, "SELECT status FROM runs") == [("KILLED",)]
+    with tracker.run(name="r", experiment="e", params={"rank": 8}, key="goes-on") as run:
+        run.log_steps([{**point, "validation_loss": 1.0} if point["step"] == 5 else point for point in steps(4, 9)])
+        run.log_metrics({"seconds": 3.0})
+    assert sql(mlflow_folder, "SELECT status FROM runs") == [("FINISHED",)]
+    assert points(mlflow_folder) == {step: 1 / step for step in range(1, 10)}
+    assert sql(mlflow_folder, "SELECT step, value FROM metrics WHERE key = 'validation_loss'") == [(5, 1.0)]
+    assert not list(tracker.spool.iterdir())
+
+
+def test_a_run_that_was_told_to_stop_is_killed_not_failed(tracker: Tracker, mlflow_folder: Path) -> None:
+    class Told(Exception):
+        exit_code = 143
+
+    with pytest.raises(Told), tracker.run(name="r", experiment="e"):
+        raise Told
+    assert sql(mlflow_folder, "SELECT status FROM runs") == [("KILLED",)]
