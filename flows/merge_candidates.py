@@ -14,7 +14,7 @@ from flows.merge_parents import Expert, Planned, dense_base, pooled
 from flows.policy import on_gpu
 from flows.progress import voice
 from registry.records import EvaluationRecord
-from tasks.merging.rules import MEASURED, reads_density
+from tasks.merging.catalogue import MEASURED, reads_density
 from tasks.promotion import retention
 from tasks.specs import MergeSpec, Side
 

@@ -20,27 +20,29 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kept = Literal["ceil", "floor", "floor_plus_one"]
+Kept = Literal["ceil", "floor", "floor_plus_one", "floor_or_one"]
 Over = Literal["tensor", "model"]
 Vote = Literal["weighted", "equal"]
-Divisor = Literal["weights", "count"]
+Divisor = Literal["weights", "count", "signed_weights"]
 Draw = Literal["none", "plus", "majority"]
 
+TINY = 1e-30  # what was kept had a chance above this
 PHILOX_LANES = 4  # 64-bit numbers per step of NumPy's Philox counter
 
 
 def kept_entries(entries: int, density: float, *, kept: Kept = "ceil") -> int:
     """How many of `entries` a trim keeps.
 
-    `ceil` keeps at least the share that was asked, so never nothing. `floor` can keep none of a small tensor (PEFT,
-    mergekit); `floor_plus_one` is what the paper's code selects.
+    `ceil` keeps at least the share that was asked, so never nothing. `floor` can keep none of a small tensor (PEFT);
+    `floor_or_one` keeps one then (mergekit); `floor_plus_one` is what the paper's code selects.
 
-    >>> [kept_entries(4, 0.2, kept=k) for k in ("ceil", "floor", "floor_plus_one")]
-    [1, 0, 1]
+    >>> [kept_entries(4, 0.2, kept=k) for k in ("ceil", "floor", "floor_plus_one", "floor_or_one")]
+    [1, 0, 1, 1]
     """
     if kept == "ceil":
         return min(entries, math.ceil(entries * density - 1e-9))
-    return min(entries, int(entries * density) + (kept == "floor_plus_one"))
+    least = 1 if kept == "floor_or_one" else 0
+    return min(entries, max(least, int(entries * density)) + (kept == "floor_plus_one"))
 
 
 def magnitude_of_rank(magnitudes: np.ndarray, kept: int) -> float:
@@ -81,15 +83,19 @@ def agreeing_mean(
     divisor: Divisor = "weights",
 ) -> Tensor:
     """The weighted entries that carry the elected sign, summed, over their summed |weights| or their count; 0 if there
-    are none. An entry's sign is the one it voted with."""
-    shares = [1.0 if divisor == "count" else abs(weight) for weight in weights]
+    are none. An entry's sign is the one it voted with. `signed_weights` divides by the plain sum of the weights, as
+    mergekit does: the same unless one is negative."""
+    shares = [
+        1.0 if divisor == "count" else weight if divisor == "signed_weights" else abs(weight) for weight in weights
+    ]
     total, over = signs.new_zeros(signs.shape), signs.new_zeros(signs.shape)
     for entries, weight, share in zip(kept, weights, shares, strict=True):
         votes = _times(entries, weight) if vote == "weighted" else entries
         agreeing = (votes * signs).clamp_(min=0)  # magnitude where the sign agrees, else 0
         total += agreeing if vote == "weighted" else _times(agreeing, weight)
         over.add_(agreeing.sign_(), alpha=share)
-    return total.mul_(signs).div_(over.clamp_(min=min(shares)))
+    over[over == 0] = 1
+    return total.mul_(signs).div_(over)
 
 
 def disjoint_merge(
@@ -112,14 +118,27 @@ def weighted_sum(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def drop(delta: Tensor, keep: Tensor, density: float) -> Tensor:
-    """DARE (Yu et al. 2023, arXiv:2311.03099): dropped at random, the rest rescaled, so that the mean stays."""
-    return delta * keep / density
+def drop(delta: Tensor, keep: Tensor, chance: Tensor | float) -> Tensor:
+    """DARE (Yu et al. 2023, arXiv:2311.03099): dropped at random, the rest over its chance, so that the mean stays."""
+    return delta * keep / (chance if isinstance(chance, float) else chance.clamp_min(TINY))
 
 
-def drawn(seed: int, stream: int, start: int, entries: int, density: float) -> np.ndarray:
+def keep_chances(delta: Tensor, density: float, spread: float) -> Tensor:
+    """DELLA's chance of each entry to be kept, (rows, columns): from density - spread for the smallest of its row to
+    density + spread for the largest, evenly by rank. A density near 0 or 1 leaves less room to either side.
+
+    >>> import torch
+    >>> [round(chance, 2) for chance in keep_chances(torch.tensor([[0.1, -3.0, 2.0]]), 0.5, 0.1)[0].tolist()]
+    [0.4, 0.6, 0.5]
+    """
+    room = min(spread, density, 1 - density)
+    ranks = delta.abs().argsort(dim=1, stable=True).argsort(dim=1).float()
+    return (density - room) + ranks * (2 * room / max(1, delta.shape[1] - 1))
+
+
+def drawn(seed: int, stream: int, start: int, entries: int, density: float | np.ndarray) -> np.ndarray:
     """Which of `entries` consecutive entries from `start` on are kept: bool (entries,), true with probability
-    `density`.
+    `density`, one for all or one for each.
 
     Entry i of a stream has its own counter of Philox 4x64 (Salmon et al. 2011), so the draw does not depend on where a
     block begins or on who computes it.
@@ -133,7 +152,7 @@ def drawn(seed: int, stream: int, start: int, entries: int, density: float) -> n
     key = np.array([seed & (2**64 - 1), stream & (2**64 - 1)], np.uint64)
     bits = np.random.Philox(key=key, counter=start // lanes)
     numbers = bits.random_raw((skip + entries + 1) // 2).view(np.uint32)[skip : skip + entries]
-    return numbers < density * 2**32
+    return numbers < np.asarray(density, np.float64) * 2**32
 
 
 def _times(entries: Tensor, weight: float) -> Tensor:

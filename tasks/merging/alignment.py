@@ -1,97 +1,88 @@
-"""Rules whose result has low rank by itself: weighted sums, KnOTS and Iso-C, computed on the factors alone.
+"""Rules entry by entry, in coordinates that the parents share: KnOTS and the core space.
 
-R is the sum of the parents' ranks. Every dense matrix here has a side of R; a parent without factors (DoRA) sends the
-rule through the dense form of the same equations.
+    KnOTS   [dW_1 ... dW_N] = U S V^T, coordinates U^T dW_i    (k, in)   Stoica et al. 2024, arXiv:2410.19735
+    core    the same with V of [dW_1; ...; dW_N] too, U^T dW_i V (k, l)   Panariello et al. 2025, arXiv:2509.17786
+
+Any entrywise rule merges the coordinates as if they were small updates, and the bases carry the result back, which has
+rank R at most, the sum of the parents' ranks. A linear rule gives the plain weighted sum in any basis, so only the
+others are worth a row. Both bases come from the updates, not from their factors, so that the gauge does not show.
+
+With factors every matrix has a side of R; a parent without (DoRA) sends the rule through the dense form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tasks.merging.algebra import disjoint_merge, kept_entries, magnitude_of_rank, trim
 from tasks.merging.consensus import Ask
-from tasks.merging.factors import NUMERICAL_RANK_OF_FLOAT32, numerical_rank, product, thin_svd
-from tasks.merging.stack import Stack
+from tasks.merging.factors import NUMERICAL_RANK_OF_FLOAT32, numerical_rank, product
+from tasks.merging.stack import Held, Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Factors = tuple["Tensor", "Tensor"]
+Inner = Callable[[Stack, Ask], "Tensor"]
 
 
-def linear_factors(stack: Stack, ask: Ask, *, mean: bool) -> Factors:
-    """[w_1 s_1 B_1 ...] and [A_1; ...]: their product is the weighted sum, exactly, at rank R."""
-    import torch
-
-    over = stack.total_weight if mean else 1.0
+def knots_factors(stack: Stack, ask: Ask, *, inner: Inner) -> Factors:
+    """U and the merged (k, in) coordinates."""
     pairs = stack.factors() or []
-    left = [weight / over * B for weight, (B, _) in zip(stack.weights, pairs, strict=True)]
-    return torch.cat(left, 1), torch.cat([A for _, A in pairs])
+    frame, inside = shared_basis(pairs)
+    return frame, merged_inside(stack, ask, [left @ A for left, (_, A) in zip(inside, pairs, strict=True)], inner)
 
 
-def linear_dense(stack: Stack, ask: Ask, *, mean: bool) -> Tensor:
-    """The weighted sum of changes without factors, summed in float64."""
-    import torch
-
-    total = torch.zeros(stack.shape, dtype=torch.float64)
-    for weight, update in zip(stack.weights, stack.updates, strict=True):
-        total += weight * update.delta(stack.name).double()
-    return (total / (stack.total_weight if mean else 1.0)).float()
+def knots_dense(stack: Stack, ask: Ask, *, inner: Inner) -> Tensor:
+    """The same from dense changes."""
+    deltas = [update.delta(stack.name).double() for update in stack.updates]
+    U = _dense_basis(deltas)
+    return product(U, merged_inside(stack, ask, [U.T @ delta for delta in deltas], inner))
 
 
-def knots_factors(stack: Stack, ask: Ask) -> Factors:
-    """KnOTS (Stoica et al. 2024, arXiv:2410.19735): TIES in the basis that the parents share.
+def core_factors(stack: Stack, ask: Ask, *, inner: Inner) -> Factors:
+    """U and the merged (k, l) coordinates times V^T."""
+    pairs = stack.factors() or []
+    U, left = shared_basis(pairs)
+    V, right = shared_basis([(A.T, B.T) for B, A in pairs])
+    return U, merged_inside(stack, ask, [one @ two.T for one, two in zip(left, right, strict=True)], inner) @ V.T
 
-    [dW_1 ... dW_N] = U S [V_1 ... V_N]^T; the coordinates S V_i^T = U^T dW_i of each parent are merged, and U carries
-    the result back. With B = [s_i B_i] = Q T and A_i = L_i Q_i^T, U is Q times the left singular vectors of the R x R
-    matrix [T_i L_i], and U^T dW_i = (U^T Q T_i) A_i.
+
+def core_dense(stack: Stack, ask: Ask, *, inner: Inner) -> Tensor:
+    """The same from dense changes."""
+    deltas = [update.delta(stack.name).double() for update in stack.updates]
+    U, V = _dense_basis(deltas), _dense_basis([delta.T for delta in deltas])
+    return product(U, merged_inside(stack, ask, [U.T @ delta @ V for delta in deltas], inner) @ V.T)
+
+
+def shared_basis(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """U (out, k), the left singular vectors of [B_1 A_1 ... B_N A_N] up to the numerical rank, and each U^T B_i (k,
+    rank).
+
+    With [B_1 ... B_N] = Q [T_1 ... T_N] and A_i = L_i Q_i^T, U is Q times the left singular vectors of the R x R matrix
+    [T_1 L_1 ... T_N L_N].
     """
     import torch
 
-    pairs = stack.factors() or []
     frame, upper = torch.linalg.qr(torch.cat([B for B, _ in pairs], 1))
     pieces = upper.split([A.shape[0] for _, A in pairs], 1)
     core = torch.cat([piece @ torch.linalg.qr(A.T)[1].T for piece, (_, A) in zip(pieces, pairs, strict=True)], 1)
     turn, values, _ = torch.linalg.svd(core, full_matrices=False)
     turn = turn[:, : numerical_rank(values)]
-    coordinates = [turn.T @ piece @ A for piece, (_, A) in zip(pieces, pairs, strict=True)]
-    return frame @ turn, _merged_coordinates(coordinates, stack, ask).double()
+    return frame @ turn, [turn.T @ piece for piece in pieces]
 
 
-def knots_dense(stack: Stack, ask: Ask) -> Tensor:
-    """The same from dense changes: U are the eigenvectors of the sum of dW_i dW_i^T."""
+def merged_inside(stack: Stack, ask: Ask, coordinates: Sequence[Tensor], inner: Inner) -> Tensor:
+    """The inner rule on each parent's coordinates, float64."""
+    held = tuple(Held(own.float()) for own in coordinates)
+    return inner(replace(stack, shape=tuple(coordinates[0].shape), updates=held), ask).double()  # type: ignore[arg-type]
+
+
+def _dense_basis(deltas: Sequence[Tensor]) -> Tensor:
+    """The left singular vectors of [dW_1 ... dW_N]: eigenvectors of the sum of dW_i dW_i^T, the largest first."""
     import torch
 
-    deltas = [update.delta(stack.name).double() for update in stack.updates]
     values, vectors = torch.linalg.eigh(torch.stack([delta @ delta.T for delta in deltas]).sum(0))
-    U = vectors[:, values > NUMERICAL_RANK_OF_FLOAT32**2 * values[-1]]  # eigenvalues are squared singular values
-    merged = _merged_coordinates([U.T @ delta for delta in deltas], stack, ask)
-    return product(U, merged.double())
-
-
-def _merged_coordinates(coordinates: Sequence[Tensor], stack: Stack, ask: Ask) -> Tensor:
-    """TIES over each parent's (R, in) coordinates."""
-    rounded = [own.float() for own in coordinates]
-    entries = rounded[0].numel()
-    count = kept_entries(entries, ask.density)
-    thresholds = [
-        0.0 if count == entries else magnitude_of_rank(own.abs().reshape(-1).numpy(), count) for own in rounded
-    ]
-    return disjoint_merge(trim(rounded, thresholds), stack.weights)
-
-
-def iso_factors(stack: Stack, ask: Ask) -> Factors:
-    """Iso-C (Marczak et al. 2025, arXiv:2502.04959): the weighted sum with all its singular values set to their mean,
-    over the R directions that it has."""
-    U, values, Vt = thin_svd(*linear_factors(stack, ask, mean=False))
-    return U * values.mean(), Vt
-
-
-def iso_dense(stack: Stack, ask: Ask) -> Tensor:
-    """The same from dense changes; a DoRA update has all min(out, in) directions."""
-    import torch
-
-    U, values, Vt = torch.linalg.svd(linear_dense(stack, ask, mean=False).double(), full_matrices=False)
-    rank = numerical_rank(values, NUMERICAL_RANK_OF_FLOAT32)
-    return product(U[:, :rank] * values[:rank].mean(), Vt[:rank])
+    kept = values > NUMERICAL_RANK_OF_FLOAT32**2 * values[-1]  # eigenvalues are squared singular values
+    return vectors[:, kept].flip(1)

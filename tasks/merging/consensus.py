@@ -1,4 +1,4 @@
-"""Rules that work entry by entry, one row block at a time: TIES, magnitude pruning, DARE.
+"""Rules that work entry by entry, one row block at a time: TIES, magnitude pruning, Breadcrumbs, DARE, DELLA.
 
 Only a block per parent is in memory, recomputed from the factors; a trim passes over each module twice, once for the
 threshold and once to merge.
@@ -6,7 +6,7 @@ threshold and once to merge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from tasks.merging.algebra import (
     drawn,
     drop,
     elect,
+    keep_chances,
     kept_entries,
+    magnitude_of_rank,
     trim,
     weighted_sum,
 )
@@ -63,6 +65,38 @@ def magnitude_prune(stack: Stack, ask: Ask, *, kept: Kept) -> Tensor:
     """The weighted sum of what a trim keeps."""
     thresholds = stack.thresholds(ask.density, kept)
     return _by_block(stack, lambda _, deltas: weighted_sum(trim(deltas, thresholds), stack.weights))
+
+
+def breadcrumbs(stack: Stack, ask: Ask, *, kept: Kept, outliers: float) -> Tensor:
+    """The weighted sum of the entries below the largest and above the smallest (Davari and Belilovsky 2023,
+    arXiv:2312.06795): a share `outliers` of the largest is left out, as far as the density leaves room for it."""
+    entries = stack.shape[0] * stack.shape[1]
+    count = kept_entries(entries, ask.density, kept=kept)
+    left_out = min(int(outliers * entries), entries - count)
+    ends = []
+    for magnitudes in stack.magnitudes():
+        low = magnitude_of_rank(magnitudes, left_out + count)
+        ends.append((low, magnitude_of_rank(magnitudes, left_out)))
+
+    def between(block: slice, deltas: list[Tensor]) -> Tensor:
+        kept_low, kept_high = (trim(deltas, [end[side] for end in ends]) for side in (0, 1))
+        return weighted_sum([low - high for low, high in zip(kept_low, kept_high, strict=True)], stack.weights)
+
+    return _by_block(stack, between)
+
+
+def della(stack: Stack, ask: Ask, *, spread: float, vote: Vote, divisor: Divisor, draw: Draw) -> Tensor:
+    """DELLA (Deep et al. 2024, arXiv:2406.11617): DARE's drop with a chance that follows each entry's rank in its row,
+    then elect and agree. Kept entries are divided by their own chance, so that the mean stays."""
+    winner = 1.0 if draw == "plus" else 0.0
+
+    def merge(block: slice, deltas: list[Tensor]) -> Tensor:
+        chances = [keep_chances(delta, ask.density, spread) for delta in deltas]
+        return disjoint_merge(
+            _dropped(stack, ask, block, deltas, chances), stack.weights, vote=vote, divisor=divisor, draw=winner
+        )
+
+    return _by_block(stack, merge)
 
 
 def dare(stack: Stack, ask: Ask) -> Tensor:
@@ -145,10 +179,16 @@ def _by_block(stack: Stack, merge: Callable[[slice, list[Tensor]], Tensor]) -> T
     return merged
 
 
-def _dropped(stack: Stack, ask: Ask, block: slice, deltas: list[Tensor]) -> list[Tensor]:
+def _dropped(
+    stack: Stack, ask: Ask, block: slice, deltas: list[Tensor], chances: Sequence[Tensor | float] | None = None
+) -> list[Tensor]:
     import torch
 
     columns = stack.shape[1]
     start, entries = block.start * columns, (block.stop - block.start) * columns
-    keep = [torch.from_numpy(drawn(ask.seed, stream, start, entries, ask.density)) for stream in stack.streams]
-    return [drop(delta, kept.reshape(delta.shape), ask.density) for delta, kept in zip(deltas, keep, strict=True)]
+    found = []
+    for delta, stream, chance in zip(deltas, stack.streams, chances or [ask.density] * len(deltas), strict=True):
+        by_entry = chance if isinstance(chance, float) else chance.numpy().reshape(-1)
+        keep = torch.from_numpy(drawn(ask.seed, stream, start, entries, by_entry)).reshape(delta.shape)
+        found.append(drop(delta, keep, chance))
+    return found

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
+from tasks.merging.catalogue import Rule
 from tasks.merging.consensus import Ask, whole_model
 from tasks.merging.factors import Reduced, product, reduce_dense, reduce_factors
 from tasks.merging.plan import MergePlan, Parent, check_parents
-from tasks.merging.rules import Rule, rule_named, weight_problems
+from tasks.merging.rules import rule_named, weight_problems
 from tasks.merging.stack import Stack, stream_of
 from tasks.merging.vectors import BIAS
 
@@ -144,7 +145,8 @@ def _stacks(plan: MergePlan, weights: Sequence[float]) -> list[Stack]:
             updates = tuple(plan.updates[place] for place in members)
             streams = tuple(stream_of(digests[place], copies[place], name) for place in members)
             chosen = tuple(weights[place] for place in members)
-            stacks.append(Stack(name, shape, tuple(members), updates, chosen, math.fsum(weights), streams))
+            parents = sum(weight != 0 for weight in weights)
+            stacks.append(Stack(name, shape, tuple(members), updates, chosen, math.fsum(weights), streams, parents))
     return stacks
 
 

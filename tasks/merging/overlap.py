@@ -91,7 +91,7 @@ def summary(pairs: Sequence[PairForecast]) -> str:
 def _overlap(
     name: str, shape: tuple[int, int], tasks: tuple[str, str], updates: tuple[Update, Update], density: float
 ) -> tuple[Overlap, float]:
-    pair = Stack(name, shape, (0, 1), updates, (1.0, 1.0), 2.0, (0, 0))
+    pair = Stack(name, shape, (0, 1), updates, (1.0, 1.0), 2.0, (0, 0), 2)
     thresholds, rows = pair.thresholds(density, "ceil"), pair.rows()
     common = opposed = 0
     products = torch.zeros(3, dtype=torch.float64)  # <1, 1>, <2, 2>, <1, 2>

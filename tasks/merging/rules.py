@@ -1,190 +1,12 @@
-"""The merge rules, one row each; torch-free, so that a spec with an unknown rule is refused before anything loads.
-
-Every rule returns the merged update unscaled, and all of them are homogeneous, merge(c dW) = c merge(dW): a factor
-can be put on afterwards, so a search over scales merges once per rule and density. Adding a rule is adding a row.
-"""
+"""What is asked of the catalogue, checked before anything loads, and the catalogue as tables for the documentation."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
-from tasks.merging import alignment, consensus
-from tasks.merging.consensus import Ask
-from tasks.merging.stack import Stack
+from tasks.merging.catalogue import DIALECTS, ENTRYWISE, MEASURED, RULES, Rule
 from tasks.specs import MergeSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row.
-
-    Attributes:
-        dense: the merged update of one module, float32 (out, in).
-        factored: the same as (B, A) with B A = the update, where the rule has a low-rank result and all parents have
-            factors.
-        linear: a weighted sum, so it can be truncated exactly.
-        needs_density: reads the density.
-        draws: depends on the seed.
-        keeps_one: one parent at weight 1 and density 1 comes back unchanged.
-        dialect: where implementations differ, what this row does.
-    """
-
-    name: str
-    title: str
-    paper: str
-    dense: Callable[[Stack, Ask], Tensor] = field(repr=False)
-    factored: Callable[[Stack, Ask], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
-    linear: bool = False
-    needs_density: bool = True
-    draws: bool = False
-    keeps_one: bool = True
-    dialect: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-
-def _in_dialect(
-    name: str, title: str, paper: str, dense: Callable[..., Tensor], *, draws: bool = False, **dialect: Any
-) -> Rule:
-    """A row whose dialect is both what it computes with and what the documentation shows."""
-    return Rule(name, title, paper, partial(dense, **dialect), draws=draws, dialect=MappingProxyType(dialect))
-
-
-TIES = "Yadav et al. 2023, arXiv:2306.01708"
-DARE = "Yu et al. 2023, arXiv:2311.03099"
-KNOTS = "Stoica et al. 2024, arXiv:2410.19735"
-
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        row.name: row
-        for row in (
-            Rule(
-                name="average",
-                title="weighted mean of the updates",
-                paper="Wortsman et al. 2022, arXiv:2203.05482",
-                dense=partial(alignment.linear_dense, mean=True),
-                factored=partial(alignment.linear_factors, mean=True),
-                linear=True,
-                needs_density=False,
-            ),
-            Rule(
-                name="task_arithmetic",
-                title="weighted sum of the updates; a negative weight removes a skill",
-                paper="Ilharco et al. 2023, arXiv:2212.04089",
-                dense=partial(alignment.linear_dense, mean=False),
-                factored=partial(alignment.linear_factors, mean=False),
-                linear=True,
-                needs_density=False,
-            ),
-            _in_dialect(
-                "ties",
-                "trim each tensor, elect signs by weight, weighted mean of those that agree",
-                TIES,
-                consensus.ties,
-                kept="ceil",
-                over="tensor",
-                vote="weighted",
-                divisor="weights",
-                draw="none",
-            ),
-            _in_dialect(
-                "ties_paper",
-                "TIES as the paper's code does it: one threshold per parent for the whole model",
-                TIES,
-                consensus.ties,
-                kept="floor_plus_one",
-                over="model",
-                vote="equal",
-                divisor="count",
-                draw="majority",
-            ),
-            _in_dialect(
-                "ties_peft",
-                "TIES as PEFT does it, on exact updates (ties_svd at full rank)",
-                TIES,
-                consensus.ties,
-                kept="floor",
-                over="tensor",
-                vote="equal",
-                divisor="count",
-                draw="plus",
-            ),
-            _in_dialect(
-                "magnitude_prune",
-                "weighted sum of each tensor's largest entries",
-                TIES,
-                consensus.magnitude_prune,
-                kept="ceil",
-            ),
-            Rule(
-                name="dare",
-                title="weighted sum of randomly dropped, rescaled updates",
-                paper=DARE,
-                dense=consensus.dare,
-                draws=True,
-            ),
-            _in_dialect(
-                "dare_ties",
-                "DARE's drop in place of the trim, then elect and agree",
-                DARE,
-                consensus.dare_ties,
-                draws=True,
-                vote="weighted",
-                divisor="weights",
-                draw="none",
-            ),
-            Rule(
-                name="knots_ties",
-                title="TIES in the basis that the parents share",
-                paper=KNOTS,
-                dense=alignment.knots_dense,
-                factored=alignment.knots_factors,
-            ),
-            Rule(
-                name="iso_c",
-                title="weighted sum with all singular values set to their mean",
-                paper="Marczak et al. 2025, arXiv:2502.04959",
-                dense=alignment.iso_dense,
-                factored=alignment.iso_factors,
-                needs_density=False,
-                keeps_one=False,
-            ),
-        )
-    }
-)
-
-
-@dataclass(frozen=True)
-class MeasuredRule:
-    """A rule that also reads rows of every parent's task, and so runs the base; see `regression.py`."""
-
-    name: str
-    title: str
-    paper: str
-    needs_density: bool = False
-
-
-MEASURED: Mapping[str, MeasuredRule] = MappingProxyType(
-    {
-        "regmean": MeasuredRule(
-            "regmean",
-            "least squares: answers each task's validation rows as its own adapter does",
-            "Jin et al. 2023, arXiv:2212.09849",
-        )
-    }
-)
-
-
-def reads_density(name: str) -> bool:
-    """Whether a rule of either table trims by density."""
-    return RULES[name].needs_density if name in RULES else MEASURED[name].needs_density
 
 
 def rule_named(name: str) -> Rule:
@@ -235,9 +57,13 @@ def weight_problems(rule: Rule, weights: list[float], where: str) -> list[Proble
     """What keeps weights, one per parent, from being merged by a rule."""
     if all(weight == 0 for weight in weights):
         return [Problem("E-MERGE-004", where, "all weights are 0", "give at least one parent a weight")]
-    if rule.name == "average" and abs(sum(weights)) < 1e-9:
+    if rule.means and abs(sum(weights)) < 1e-9:
         wrong = "the weights of a mean sum to 0"
         return [Problem("E-MERGE-004", where, wrong, "use task_arithmetic, whose weights need no sum")]
+    taking_part = sum(weight != 0 for weight in weights)
+    if rule.parents is not None and taking_part != rule.parents:
+        wrong = f"{rule.name} merges {rule.parents} parents, {taking_part} take part"
+        return [Problem("E-MERGE-008", where, wrong, "give the others weight 0, or use another rule")]
     return []
 
 
@@ -260,7 +86,7 @@ def dialects_table() -> str:
         "divisor": "divisor",
         "draw": "exact draw",
     }
-    dialects = [row for row in RULES.values() if "vote" in row.dialect]
+    dialects = [row for row in (*ENTRYWISE, *DIALECTS) if "vote" in row.dialect]
     rows = ["| | " + " | ".join(f"`{row.name}`" for row in dialects) + " |", "|---" * (len(dialects) + 1) + "|"]
     for key, word in words.items():
         cells = " | ".join(

@@ -24,7 +24,8 @@ class Stack:
     Attributes:
         shape: (out, in) of the module.
         members: places of these parents among all parents of the merge.
-        weights: their weights; `total_weight` is that of all parents, those that leave the module alone included.
+        weights: their weights; `total_weight` is that of all parents, those that leave the module alone included, and
+            `parents` how many of those have a weight.
         streams: per parent, what keys its random draws.
     """
 
@@ -35,6 +36,7 @@ class Stack:
     weights: tuple[float, ...]
     total_weight: float
     streams: tuple[int, ...]
+    parents: int
 
     def blocks(self) -> Iterator[slice]:
         from tasks.merging.vectors import row_blocks
@@ -53,18 +55,36 @@ class Stack:
 
     def thresholds(self, density: float, kept: Kept) -> list[float]:
         """Per parent, the magnitude from which its entries in this module are kept."""
-        rows, columns = self.shape
-        count = kept_entries(rows * columns, density, kept=kept)
-        if count == rows * columns:
+        entries = self.shape[0] * self.shape[1]
+        count = kept_entries(entries, density, kept=kept)
+        if count == entries:
             return [0.0] * len(self.updates)
-        magnitudes = np.empty(self.shape, np.float32)
-        found = []
+        return [magnitude_of_rank(magnitudes, count) for magnitudes in self.magnitudes()]
+
+    def magnitudes(self) -> Iterator[np.ndarray]:
+        """|dW| of one parent after the other, float32 (entries,); each takes the place of the last."""
+        held = np.empty(self.shape, np.float32)
         for update in self.updates:
             read = update.rows(self.name)
             for block in self.blocks():
-                np.abs(read(block).numpy(), out=magnitudes[block])
-            found.append(magnitude_of_rank(magnitudes.reshape(-1), count))
-        return found
+                np.abs(read(block).numpy(), out=held[block])
+            yield held.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A change that is in memory already, such as a parent's coordinates in a shared basis."""
+
+    value: Tensor  # (out, in) float32
+
+    def rows(self, name: str) -> Callable[[slice], Tensor]:
+        return lambda block: self.value[block]
+
+    def delta(self, name: str) -> Tensor:
+        return self.value
+
+    def factors(self, name: str) -> None:
+        return None
 
 
 def stream_of(digest: str, copy: int, module: str) -> int:

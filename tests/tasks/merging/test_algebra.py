@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tasks.merging.algebra import disjoint_merge, drawn, drop, kept_entries, magnitude_of_rank, trim
-from tasks.merging.rules import RULES
+from tasks.merging.catalogue import RULES
 
 DIALECTS = {name: row.dialect for name, row in RULES.items() if "over" in row.dialect}
 VOTES, DIVISORS, DRAWS = ("weighted", "equal"), ("weights", "count"), (0.0, 1.0, -1.0)

@@ -17,9 +17,9 @@ from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.merging import vectors
 from tasks.merging.algebra import disjoint_merge, magnitude_of_rank, trim
 from tasks.merging.base import open_base
+from tasks.merging.catalogue import RULES
 from tasks.merging.factors import reduce_dense, reduce_factors, relative_error, thin_svd
 from tasks.merging.merge import MergePlan, Parent, check_parents, merged_updates, reduced_updates
-from tasks.merging.rules import RULES
 from tasks.merging.vectors import exact_updates
 
 MIXED: tuple[dict[str, Any], ...] = (
@@ -27,7 +27,9 @@ MIXED: tuple[dict[str, Any], ...] = (
     {"r": 6, "use_rslora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
     {"r": 3, "alpha_pattern": {"q_proj": 1}, "target_modules": ["q_proj", "k_proj", "up_proj"]},
 )
-FACTORED = [name for name, row in RULES.items() if row.factored]
+ANY_NUMBER = [name for name, row in RULES.items() if row.parents is None]
+# model stock leaves nothing of a module that one parent alone changes
+FACTORED = [name for name in ANY_NUMBER if RULES[name].factored and name != "model_stock"]
 
 
 def parent_of(folder: Path, task: str, **settings: Any) -> Parent:
@@ -63,7 +65,7 @@ def relative(found: Any, expected: Any) -> float:
     return float(np.linalg.norm(np.asarray(found) - np.asarray(expected)) / np.linalg.norm(np.asarray(expected)))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ANY_NUMBER)
 def test_the_order_and_the_names_of_parents_do_not_change_a_byte(rule: str, folders: list[Path]) -> None:
     weights = {0: 1.0, 1: 0.5, 2: 2.0}
     found = set()
@@ -73,7 +75,7 @@ def test_the_order_and_the_names_of_parents_do_not_change_a_byte(rule: str, fold
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ANY_NUMBER)
 def test_threads_and_workers_do_not_change_a_byte(rule: str, plan: MergePlan) -> None:
     found = set()
     before = torch.get_num_threads()
@@ -87,7 +89,7 @@ def test_threads_and_workers_do_not_change_a_byte(rule: str, plan: MergePlan) ->
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("rule", ["ties", "ties_paper", "magnitude_prune", "dare", "dare_ties"])
+@pytest.mark.parametrize("rule", ["ties", "ties_paper", "magnitude_prune", "breadcrumbs", "dare", "dare_ties", "della"])
 def test_where_a_block_ends_does_not_matter(rule: str, plan: MergePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = dict(merged_updates(plan, rule, density=0.4, seed=3))
     monkeypatch.setattr(vectors, "BLOCK_ENTRIES", 5 * 32)
@@ -135,7 +137,7 @@ def test_ties_of_one_parent_at_density_1_is_that_parent_and_the_average_of_copie
     for name, delta in merged_updates(one, "ties", weights={"a": 0.7}):
         torch.testing.assert_close(delta, alone.delta(name), rtol=1e-6, atol=0)
     copies = check_parents([parent_of(folder, task) for task in "abcde"], base)
-    for rule in ("average", "ties", "knots_ties"):
+    for rule in ("average", "model_stock", "ties", "knots_ties", "core_ties"):
         for name, delta in merged_updates(copies, rule):
             assert relative(delta, alone.delta(name)) < 1e-6
 
@@ -152,13 +154,13 @@ def test_a_skill_that_was_added_can_be_removed(folders: list[Path]) -> None:
 
 def test_a_parent_of_weight_0_takes_no_part(folders: list[Path], plan: MergePlan) -> None:
     pair = check_parents([parent_of(folders[0], "a"), parent_of(folders[1], "b")])
-    for rule in RULES:
+    for rule in ANY_NUMBER:
         without = dict(merged_updates(plan, rule, weights={"c": 0.0}, density=0.5))
         only = dict(merged_updates(pair, rule, density=0.5))
         assert digest(without) == digest(only) or rule == "ties_paper"  # its share is taken of all modules
 
 
-@pytest.mark.parametrize("rule", [row.name for row in RULES.values() if not row.draws])  # a draw is keyed by the bytes
+@pytest.mark.parametrize("rule", [name for name in ANY_NUMBER if not RULES[name].draws])  # a draw is keyed by the bytes
 def test_the_gauge_of_the_factors_does_not_show(
     rule: str, folders: list[Path], plan: MergePlan, tmp_path: Path
 ) -> None:
@@ -213,7 +215,7 @@ def test_every_rule_commutes_with_the_scale(adapter: Callable[..., Path]) -> Non
     """Updates three times as large merge to three times the merge, so a scale can be put on afterwards."""
     small = check_parents([parent_of(adapter(40 + place, lora_alpha=8), task) for place, task in enumerate("ab")])
     large = check_parents([parent_of(adapter(40 + place, lora_alpha=24), task) for place, task in enumerate("ab")])
-    for rule in set(RULES) - {"dare", "dare_ties"}:  # their draws are keyed by content
+    for rule in (row.name for row in RULES.values() if not row.draws):  # draws are keyed by content
         unscaled = dict(merged_updates(small, rule, density=0.3))
         for name, delta in merged_updates(large, rule, density=0.3):
             assert relative(delta, 3 * unscaled[name]) < 1e-5

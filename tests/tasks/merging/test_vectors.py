@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 from tasks.errors import ArtifactRefused
 from tasks.merging.apply import applied, fill
 from tasks.merging.base import nf4_modules, open_base
+from tasks.merging.catalogue import RULES
 from tasks.merging.merge import Parent, check_parents, merged_updates
-from tasks.merging.rules import RULES
 from tasks.merging.vectors import exact_updates
 from tasks.methods.catalogue import METHODS
 
