@@ -12,6 +12,7 @@ from registry.errors import RegistryError
 from tasks.errors import DependencyDown, FactoryError, GateRefused, Problem, raise_if_any
 from tasks.spec_files import load_adapter_spec
 
+SIGNALS_FROM = 128
 TRAIN = "train/train"  # flow and deployment, as prefect.yaml names them
 
 
@@ -36,6 +37,8 @@ def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) 
         try:
             done[specs[path].task] = train(path, promote)
         except (FactoryError, RegistryError) as error:  # one bad spec does not take the others down
+            if error.exit_code > SIGNALS_FROM:  # the fleet was told to stop, not this spec
+                raise
             refused.append(error)
     if refused:  # all are told at the end, under the first one's exit code
         raise type(refused[0])(*(problem for error in refused for problem in error.problems))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import Any, Self
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import figures_of
+from flows.resuming import Workplace
 from flows.validate import Dataset, base_folder, remembered_dataset, token_counter
 from flows.wiring import Home, flow_run_id
 from registry.fingerprint import version_key
@@ -37,6 +38,15 @@ class Slice:
     dataset: str  # digest
     side: Side
     examples: tuple[Example, ...]
+
+
+class Unfit(GateRefused):
+    """A run that came to nothing that may be kept, and what its curve says."""
+
+    def __init__(self, name: str, findings: Sequence[Finding]) -> None:
+        remedy = "nothing was registered; change the recipe"
+        super().__init__(*(Problem("E-TRAIN-001", name, f.sentence, remedy) for f in findings if f.fatal))
+        self.findings = tuple(findings)
 
 
 @dataclass(frozen=True)
@@ -143,20 +153,33 @@ def trained(
     tags: Mapping[str, str],
     datasets: Sequence[Dataset],
     start: Path | None = None,
+    workplace: Workplace | None = None,
+    attempt: int = 0,
 ) -> Candidate:
     """One adapter, trained and read; every step is in MLflow while it runs.
 
+    Args:
+        workplace: where checkpoints lie; with it an interrupted run goes on, as the same run in MLflow.
+
     Raises:
-        GateRefused: the run came to nothing that may be kept (NaN, no gradient, diverged).
+        Unfit: the run came to nothing that may be kept (NaN, no gradient, diverged, the base unchanged).
+        Stopped: SIGTERM came; the workplace holds a checkpoint.
     """
     from tasks.training.base import load_base
+    from tasks.training.interruption import told_to_stop
     from tasks.training.loop import Progress, train_adapter
 
     base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
     folder = Path(tempfile.mkdtemp(dir=home.scratch(), prefix=f"{spec.task}-"))
     settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
     try:
-        with home.tracker.run(name=name, experiment=spec.task, tags=dict(tags), params=settings) as run:
+        with home.tracker.run(
+            name=name,
+            experiment=spec.task,
+            tags=dict(tags),
+            params=settings,
+            key=workplace.run_key(attempt) if workplace else None,
+        ) as run:
             for data in datasets:
                 run.log_dataset(data.record.source, data.digest, data.record.source, context="training")
 
@@ -164,7 +187,7 @@ def trained(
                 note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
                 voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
 
-            with threads(spec.resources.threads):
+            with threads(spec.resources.threads), told_to_stop() as stop:
                 done = train_adapter(
                     base,
                     spec,
@@ -172,13 +195,16 @@ def trained(
                     validation,
                     folder,
                     start=start,
+                    checkpoints=workplace.checkpoints(attempt) if workplace else None,
+                    stop=stop,
+                    say=voice.say,
                     on_step=lambda s: run.log_steps(
                         [{"step": s.step, "loss": s.loss, "rate": s.rate, "grad_norm": s.grad_norm}]
                     ),
                     on_look=lambda look: run.log_steps([{"step": look.step, "validation_loss": look.loss}]),
                     on_progress=show,
                 )
-            findings = diagnose(done.curve)
+            findings = diagnose(done.curve, change=done.change)
             figures = {
                 "trainable_parameters": float(done.trainable_parameters),
                 "train_seconds": done.seconds,
@@ -193,14 +219,8 @@ def trained(
                 f"  trained in {done.seconds:.0f} s, {done.tokens_per_second:,.0f} tokens/s,"
                 f" {done.padding_share:.1%} padding; {findings[0].sentence}"
             )
-            fatal = [finding for finding in findings if finding.fatal]
-            if fatal:
-                raise GateRefused(
-                    *(
-                        Problem("E-TRAIN-001", name, f.sentence, "nothing was registered; change the recipe")
-                        for f in fatal
-                    )
-                )
+            if any(finding.fatal for finding in findings):
+                raise Unfit(name, findings)
             (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if spec.kind == "classification":  # the names of the head's outputs, where whoever loads it looks for them
                 (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")

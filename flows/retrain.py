@@ -25,6 +25,7 @@ from flows.learn import (
 from flows.progress import voice
 from flows.promote import moved
 from flows.publish import mirrored, publish_retrain
+from flows.resuming import working_on
 from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import newest_traffic, nothing_to_watch
 from flows.wiring import Home, flow_run_id, opened
@@ -92,17 +93,26 @@ def retrain(
         ("previous", champion.artifact),
     ]
     key = key_of(home, spec, base, made_from, judged_on=[s.dataset for s in slices])
-    version = home.ledger.by_key(key)
-    if version is None:
-        learn = [*fresh.snapshot.examples("train"), *replay]
-        old = [e for data in known for e in data.snapshot.examples("validation")] if replay else []
-        choose = [*fresh.snapshot.examples("validation"), *old]
-        adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
-        tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
-        with trained(
-            home, spec, learn, choose, name=f"{task} retrain", tags=tags, datasets=[fresh, *known], start=adapter
-        ) as candidate:
-            version = remembered(home, key, candidate, base, champion, fresh, known, slices)
+    with working_on(home, key) as workplace:
+        version = home.ledger.by_key(key)
+        if version is None:
+            learn = [*fresh.snapshot.examples("train"), *replay]
+            old = [e for data in known for e in data.snapshot.examples("validation")] if replay else []
+            choose = [*fresh.snapshot.examples("validation"), *old]
+            adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
+            tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
+            with trained(
+                home,
+                spec,
+                learn,
+                choose,
+                name=f"{task} retrain",
+                tags=tags,
+                datasets=[fresh, *known],
+                start=adapter,
+                workplace=workplace,
+            ) as candidate:
+                version = remembered(home, key, candidate, base, champion, fresh, known, slices)
     scores = side_by_side(home, spec, version, champion, slices, known)
     decision = judged(spec, version, scores)
     for name in [s.name for s in slices]:

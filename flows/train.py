@@ -22,6 +22,7 @@ from flows.learn import (
 from flows.progress import voice
 from flows.promote import judged_from_ledger, moved_to_champion, scores_on_tests
 from flows.publish import mirrored, publish_training
+from flows.resuming import working_on
 from flows.validate import identified, validated
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, VersionRecord, base_ref
@@ -59,27 +60,27 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
     spec = settled(spec, data)
     plan = planned(spec, base, data)
     key = key_of(home, spec, base, made_from=[("dataset", data.digest)], judged_on=[data.digest])
-    if known := home.ledger.by_key(key):
-        return recalled(home, known, promote)
-
-    learn, choose, test = data.snapshot.examples("train"), data.snapshot.examples("validation"), slice_of(spec, data)
-    slices = [test, *earlier_slices(home, spec, data)]
-    tags = {"factory.flow": "train"}
-    with trained(home, spec, learn, choose, name=spec.task, tags=tags, datasets=[data]) as candidate:
-        before = scored(spec, [test], None, learn)[test.name]
-        scores = scored(spec, slices, candidate.folder)
-        after = scores[test.name]
-        voice.say(f"  {spec.metric}: base {score_line(before.outcomes)}, adapter {score_line(after.outcomes)}")
-        home.ledger.remember_evaluations([subject_of(before, base_ref(base.digest))])
-        version = registered(
-            home,
-            key,
-            candidate,
-            base,
-            [("dataset", data.ref)],
-            list(scores.values()),
-            {"untouched base": before, "adapter": after},
+    with working_on(home, key) as workplace:
+        if known := home.ledger.by_key(key):
+            return recalled(home, known, promote)
+        learn, choose, test = (
+            data.snapshot.examples("train"),
+            data.snapshot.examples("validation"),
+            slice_of(spec, data),
         )
+        slices = [test, *earlier_slices(home, spec, data)]
+        tags = {"factory.flow": "train"}
+        with trained(
+            home, spec, learn, choose, name=spec.task, tags=tags, datasets=[data], workplace=workplace
+        ) as candidate:
+            before = scored(spec, [test], None, learn)[test.name]
+            scores = scored(spec, slices, candidate.folder)
+            after = scores[test.name]
+            voice.say(f"  {spec.metric}: base {score_line(before.outcomes)}, adapter {score_line(after.outcomes)}")
+            home.ledger.remember_evaluations([subject_of(before, base_ref(base.digest))])
+            beside = {"untouched base": before, "adapter": after}
+            made_from = [("dataset", data.ref)]
+            version = registered(home, key, candidate, base, made_from, list(scores.values()), beside)
     decision = judged_from_ledger(home, version)
     promoted = promote and moved_to_champion(home, version, decision)
     outcome = TrainOutcome(version, after, before, decision, promoted, candidate)

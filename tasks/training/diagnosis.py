@@ -26,8 +26,11 @@ class Finding:
         return f"{self.cause}: {self.evidence}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def diagnose(curve: Curve) -> tuple[Finding, ...]:
+def diagnose(curve: Curve, change: float | None = None) -> tuple[Finding, ...]:
     """What a curve says, worst first; never empty.
+
+    Args:
+        change: largest difference between the answers after and before the run; 0 is fatal.
 
     The loss of a step is noisy, so beginnings and ends are medians over a tenth of the steps (at least three). A rate
     that is far too high has ruined the adapter by then: the loss before the first step is held against the end too.
@@ -45,6 +48,11 @@ def diagnose(curve: Curve) -> tuple[Finding, ...]:
     if max(norms) == 0:
         remedy = "check that completions are not empty"
         return (Finding("no gradient", "its norm is 0 at every step", remedy, fatal=True),)
+    if change == 0:
+        evidence = f"after {len(losses)} steps every answer is what it was before the first"
+        return (
+            Finding("identical to the base", evidence, "raise the learning rate, or adapt other modules", fatal=True),
+        )
     span = max(3, len(losses) // 10)
     first, last, lowest = _median(losses[:span]), _median(losses[-span:]), min(_rolling(losses, span))
     untouched = first if curve.start_loss is None else min(first, curve.start_loss)
