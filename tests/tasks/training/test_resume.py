@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -181,3 +183,17 @@ def test_a_run_that_cannot_be_asked_ends_as_if_killed(monkeypatch: pytest.Monkey
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
     assert time.monotonic() - began < 10
+
+
+def test_killed_at_random_instants_twenty_of_twenty_runs_end_with_the_same_bytes(tiny_base: Path) -> None:
+    """The short form of `make kill-campaign`."""
+    spec = importlib.util.spec_from_file_location("kill_campaign", Path("benchmarks/kill_campaign.py").resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_campaign"] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    found = module.campaign(tiny_base, runs=20, kills=1, seed=4)
+    assert (found.identical, found.errors) == (20, 0), found
+    assert found.kills > 10
+    assert found.torn > 0
