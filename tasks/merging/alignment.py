@@ -17,7 +17,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tasks.merging.consensus import Ask
-from tasks.merging.factors import NUMERICAL_RANK_OF_FLOAT32, numerical_rank, product
+from tasks.merging.factors import (
+    NUMERICAL_RANK_OF_FLOAT32,
+    SAFE_EIGENVALUE,
+    cholesky_of_rows,
+    numerical_rank,
+    product,
+)
 from tasks.merging.stack import Held, Stack
 
 if TYPE_CHECKING:
@@ -65,12 +71,34 @@ def shared_basis(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[T
     """
     import torch
 
+    fast = _basis_through_grams(pairs)
+    if fast is not None:
+        return fast
     frame, upper = torch.linalg.qr(torch.cat([B for B, _ in pairs], 1))
     pieces = upper.split([A.shape[0] for _, A in pairs], 1)
     core = torch.cat([piece @ torch.linalg.qr(A.T)[1].T for piece, (_, A) in zip(pieces, pairs, strict=True)], 1)
     turn, values, _ = torch.linalg.svd(core, full_matrices=False)
     turn = turn[:, : numerical_rank(values)]
     return frame @ turn, [turn.T @ piece for piece in pieces]
+
+
+def _basis_through_grams(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]] | None:
+    """The same from Gram matrices alone, or None where squaring would cost digits. With B^T B = L L^T, U is B L^-T W, W
+    the eigenvectors of L^T diag(A_i A_i^T) L."""
+    import torch
+
+    B = torch.cat([B for B, _ in pairs], 1)
+    found = cholesky_of_rows(B.T)
+    if found is None:
+        return None
+    lower, norms = found
+    inside = torch.block_diag(*(A @ A.T for _, A in pairs)) * norms * norms[:, None]
+    squares, turn = torch.linalg.eigh(lower.T @ inside @ lower)
+    if not squares[0] > SAFE_EIGENVALUE * squares[-1]:
+        return None
+    turn = turn.flip(1)
+    back = torch.linalg.solve_triangular(lower.T, turn, upper=True) / norms[:, None]
+    return B @ back, list(((lower @ turn).T * norms).split([A.shape[0] for _, A in pairs], 1))
 
 
 def merged_inside(stack: Stack, ask: Ask, coordinates: Sequence[Tensor], inner: Inner) -> Tensor:

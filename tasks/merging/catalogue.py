@@ -28,6 +28,7 @@ class Rule:
         dense: the merged update of one module, float32 (out, in).
         factored: the same as (B, A) with B A = the update, where the rule has a low-rank result and all parents have
             factors.
+        rows: the same as a function from a row block to its rows, where the rule works entry by entry.
         linear: a sum of the updates with one factor each, so it can be truncated exactly.
         needs_density: reads the density.
         draws: depends on the seed.
@@ -42,6 +43,7 @@ class Rule:
     paper: str
     dense: Callable[[Stack, Ask], Tensor] = field(repr=False)
     factored: Callable[[Stack, Ask], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    rows: Callable[[Stack, Ask], consensus.Rows] | None = field(default=None, repr=False)
     linear: bool = False
     needs_density: bool = True
     draws: bool = False
@@ -71,10 +73,19 @@ def _blend(name: str, title: str, paper: str, shares: blends.Shares, **more: Any
 
 
 def _in_dialect(
-    name: str, title: str, paper: str, dense: Callable[..., Tensor], *, draws: bool = False, **dialect: Any
+    name: str, title: str, paper: str, rows: Callable[..., consensus.Rows], *, draws: bool = False, **dialect: Any
 ) -> Rule:
-    """A row whose dialect is both what it computes with and what the documentation shows."""
-    return Rule(name, title, paper, partial(dense, **dialect), draws=draws, dialect=MappingProxyType(dialect))
+    """An entrywise row whose dialect is both what it computes with and what the documentation shows."""
+    rule = partial(rows, **dialect)
+    return Rule(
+        name,
+        title,
+        paper,
+        dense=partial(consensus.whole, rule=rule),
+        rows=rule,
+        draws=draws,
+        dialect=MappingProxyType(dialect),
+    )
 
 
 BLENDS = (
@@ -125,7 +136,7 @@ ENTRYWISE = (
         kept="ceil",
         outliers=0.01,
     ),
-    Rule("dare", "weighted sum of randomly dropped, rescaled updates", DARE, consensus.dare, draws=True),
+    _in_dialect("dare", "weighted sum of randomly dropped, rescaled updates", DARE, consensus.dare, draws=True),
     _in_dialect(
         "dare_ties",
         "DARE's drop in place of the trim, then elect and agree",

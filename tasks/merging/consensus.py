@@ -1,7 +1,8 @@
 """Rules that work entry by entry, one row block at a time: TIES, magnitude pruning, Breadcrumbs, DARE, DELLA.
 
-Only a block per parent is in memory, recomputed from the factors; a trim passes over each module twice, once for the
-threshold and once to merge.
+Each is a function from a stack to the rows of its merged change, computed when a row block is asked for: only a block
+per parent is in memory, recomputed from the factors. A trim passes over each module twice, once for the threshold and
+once to merge.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ from tasks.merging.algebra import (
     elect,
     keep_chances,
     kept_entries,
-    magnitude_of_rank,
     trim,
     weighted_sum,
 )
+from tasks.merging.kernels import trimmed_consensus
 from tasks.merging.stack import Stack
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Rows = Callable[[slice], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -45,74 +49,76 @@ class Ask:
     majority: float = 0.0
 
 
-def ties(stack: Stack, ask: Ask, *, kept: Kept, over: Over, vote: Vote, divisor: Divisor, draw: Draw) -> Tensor:
+def ties(stack: Stack, ask: Ask, *, kept: Kept, over: Over, vote: Vote, divisor: Divisor, draw: Draw) -> Rows:
     """Trim, elect, agree (Yadav et al. 2023, arXiv:2306.01708)."""
     if over == "model":
         assert ask.thresholds is not None
         thresholds = [ask.thresholds[member] for member in stack.members]
     else:
         thresholds = stack.thresholds(ask.density, kept)
-    winner = 1.0 if draw == "plus" else ask.majority if draw == "majority" else 0.0
-    return _by_block(
-        stack,
-        lambda _, deltas: disjoint_merge(
-            trim(deltas, thresholds), stack.weights, vote=vote, divisor=divisor, draw=winner
-        ),
+    winner, read = 1.0 if draw == "plus" else ask.majority if draw == "majority" else 0.0, stack.rows()
+    return lambda block: trimmed_consensus(
+        read(block), thresholds, stack.weights, vote=vote, divisor=divisor, draw=winner
     )
 
 
-def magnitude_prune(stack: Stack, ask: Ask, *, kept: Kept) -> Tensor:
+def magnitude_prune(stack: Stack, ask: Ask, *, kept: Kept) -> Rows:
     """The weighted sum of what a trim keeps."""
-    thresholds = stack.thresholds(ask.density, kept)
-    return _by_block(stack, lambda _, deltas: weighted_sum(trim(deltas, thresholds), stack.weights))
+    thresholds, read = stack.thresholds(ask.density, kept), stack.rows()
+    return lambda block: weighted_sum(trim(read(block), thresholds), stack.weights)
 
 
-def breadcrumbs(stack: Stack, ask: Ask, *, kept: Kept, outliers: float) -> Tensor:
+def breadcrumbs(stack: Stack, ask: Ask, *, kept: Kept, outliers: float) -> Rows:
     """The weighted sum of the entries below the largest and above the smallest (Davari and Belilovsky 2023,
     arXiv:2312.06795): a share `outliers` of the largest is left out, as far as the density leaves room for it."""
     entries = stack.shape[0] * stack.shape[1]
     count = kept_entries(entries, ask.density, kept=kept)
     left_out = min(int(outliers * entries), entries - count)
-    ends = []
-    for magnitudes in stack.magnitudes():
-        low = magnitude_of_rank(magnitudes, left_out + count)
-        ends.append((low, magnitude_of_rank(magnitudes, left_out)))
+    low, high, read = stack.magnitudes_of_rank(left_out + count), stack.magnitudes_of_rank(left_out), stack.rows()
 
-    def between(block: slice, deltas: list[Tensor]) -> Tensor:
-        kept_low, kept_high = (trim(deltas, [end[side] for end in ends]) for side in (0, 1))
-        return weighted_sum([low - high for low, high in zip(kept_low, kept_high, strict=True)], stack.weights)
+    def rows(block: slice) -> Tensor:
+        deltas = read(block)
+        bands = [most - top for most, top in zip(trim(deltas, low), trim(deltas, high), strict=True)]
+        return weighted_sum(bands, stack.weights)
 
-    return _by_block(stack, between)
+    return rows
 
 
-def della(stack: Stack, ask: Ask, *, spread: float, vote: Vote, divisor: Divisor, draw: Draw) -> Tensor:
+def dare(stack: Stack, ask: Ask) -> Rows:
+    """The weighted sum of randomly dropped and rescaled changes (Yu et al. 2023, arXiv:2311.03099)."""
+    read = stack.rows()
+    return lambda block: weighted_sum(_dropped(stack, ask, block, read(block)), stack.weights)
+
+
+def dare_ties(stack: Stack, ask: Ask, *, vote: Vote, divisor: Divisor, draw: Draw) -> Rows:
+    """DARE's drop in place of the trim, then elect and agree."""
+    winner, read = 1.0 if draw == "plus" else 0.0, stack.rows()
+    return lambda block: disjoint_merge(
+        _dropped(stack, ask, block, read(block)), stack.weights, vote=vote, divisor=divisor, draw=winner
+    )
+
+
+def della(stack: Stack, ask: Ask, *, spread: float, vote: Vote, divisor: Divisor, draw: Draw) -> Rows:
     """DELLA (Deep et al. 2024, arXiv:2406.11617): DARE's drop with a chance that follows each entry's rank in its row,
     then elect and agree. Kept entries are divided by their own chance, so that the mean stays."""
-    winner = 1.0 if draw == "plus" else 0.0
+    winner, read = 1.0 if draw == "plus" else 0.0, stack.rows()
 
-    def merge(block: slice, deltas: list[Tensor]) -> Tensor:
-        chances = [keep_chances(delta, ask.density, spread) for delta in deltas]
-        return disjoint_merge(
-            _dropped(stack, ask, block, deltas, chances), stack.weights, vote=vote, divisor=divisor, draw=winner
-        )
+    def rows(block: slice) -> Tensor:
+        deltas = read(block)
+        dropped = _dropped(stack, ask, block, deltas, [keep_chances(delta, ask.density, spread) for delta in deltas])
+        return disjoint_merge(dropped, stack.weights, vote=vote, divisor=divisor, draw=winner)
 
-    return _by_block(stack, merge)
-
-
-def dare(stack: Stack, ask: Ask) -> Tensor:
-    """The weighted sum of randomly dropped and rescaled changes (Yu et al. 2023, arXiv:2311.03099)."""
-    return _by_block(stack, lambda block, deltas: weighted_sum(_dropped(stack, ask, block, deltas), stack.weights))
+    return rows
 
 
-def dare_ties(stack: Stack, ask: Ask, *, vote: Vote, divisor: Divisor, draw: Draw) -> Tensor:
-    """DARE's drop in place of the trim, then elect and agree."""
-    winner = 1.0 if draw == "plus" else 0.0
-    return _by_block(
-        stack,
-        lambda block, deltas: disjoint_merge(
-            _dropped(stack, ask, block, deltas), stack.weights, vote=vote, divisor=divisor, draw=winner
-        ),
-    )
+def whole(stack: Stack, ask: Ask, *, rule: Callable[[Stack, Ask], Rows]) -> Tensor:
+    """All row blocks of a module, (out, in)."""
+    import torch
+
+    merged, rows = torch.empty(stack.shape), rule(stack, ask)
+    for block in stack.blocks():
+        merged[block] = rows(block)
+    return merged
 
 
 def whole_model(stacks: Iterable[Stack], parents: int, ask: Ask, *, kept: Kept, vote: Vote, draw: Draw) -> Ask:
@@ -168,15 +174,6 @@ def _majority(stacks: Iterable[Stack], ask: Ask, vote: Vote) -> float:
         for block in stack.blocks():
             surplus += float(elect(trim(rows(block), thresholds), stack.weights, vote=vote).sum().double())
     return float(np.sign(surplus))
-
-
-def _by_block(stack: Stack, merge: Callable[[slice, list[Tensor]], Tensor]) -> Tensor:
-    import torch
-
-    merged, rows = torch.empty(stack.shape), stack.rows()
-    for block in stack.blocks():
-        merged[block] = merge(block, rows(block))
-    return merged
 
 
 def _dropped(

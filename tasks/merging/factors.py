@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUMERICAL_RANK = 1e-10  # singular values below this share of the largest are rounding
+SAFE_PIVOT = 1e-4  # of a Cholesky factor: its square costs half of float64's digits
+SAFE_EIGENVALUE = 1e-10  # of a Gram matrix, over the largest: singular values down to 1e-5 of the first
 NUMERICAL_RANK_OF_FLOAT32 = 1e-6  # the same for matrices whose entries were rounded to float32
 
 
@@ -70,8 +72,50 @@ def reduce_factors(B: Tensor, A: Tensor, *, rank: int | None = None, energy: flo
 
     Eckart-Young: nothing of that rank is nearer.
     """
+    if rank is not None and energy is None and rank < A.shape[0]:
+        found = _through_grams(B.double(), A.double(), rank)
+        if found is not None:
+            return found
     U, values, Vt = thin_svd(B, A)
     return _cut(U, values, Vt, float((values**2).sum()), rank, energy)
+
+
+def _through_grams(B: Tensor, A: Tensor, rank: int) -> Reduced | None:
+    """The same from the Gram matrices of the factors alone, a few times faster, or None where squaring them would cost
+    digits: rows of A that nearly depend on each other, or a rank beyond the numerical one.
+
+    With A A^T = L L^T the right singular vectors of B A are A^T L^-T W, W the eigenvectors of L^T B^T B L.
+    """
+    import torch
+
+    found = cholesky_of_rows(A)
+    if found is None:
+        return None
+    lower, norms = found
+    B, A = B * norms, A / norms[:, None]
+    inner = B @ lower
+    squares, vectors = torch.linalg.eigh(inner.T @ inner)
+    squares, vectors = squares.flip(0), vectors.flip(1)[:, :rank]
+    if not squares[rank - 1] > SAFE_EIGENVALUE * squares[0]:
+        return None
+    root = squares[:rank] ** 0.25
+    right = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
+    lost = 1 - float(squares[:rank].sum() / squares.sum())
+    return Reduced((inner @ vectors / root).float(), (root[:, None] * (right.T @ A)).float(), max(0.0, lost))
+
+
+def cholesky_of_rows(A: Tensor) -> tuple[Tensor, Tensor] | None:
+    """L (R, R) with L L^T = A' A'^T for the rows A' of A (R, in) scaled to norm 1, and their norms; float64. None where
+    the rows are so near to dependence that L would have fewer than eight digits."""
+    import torch
+
+    gram = A @ A.T
+    norms = gram.diagonal().sqrt()
+    lower, failed = torch.linalg.cholesky_ex(gram / norms / norms[:, None])
+    diagonal = lower.diagonal()
+    if int(failed) or not float(diagonal.min()) > SAFE_PIVOT * float(diagonal.max()):
+        return None
+    return lower, norms
 
 
 def reduce_dense(
@@ -112,15 +156,24 @@ def reduce_dense(
     basis = _orthonormal(dense @ _orthonormal(guess.T))
     for _ in range(iterations if iterations is not None else 2 if start is None else 1):
         basis = _orthonormal(dense @ _orthonormal(dense.T @ basis))
-    inner, values, Vt = torch.linalg.svd((basis.T @ dense).double(), full_matrices=False)
-    return _cut(basis.double() @ inner, values, Vt, total, rank, energy)
+    inside = (basis.T @ dense).double()
+    squares, vectors = torch.linalg.eigh(inside @ inside.T)
+    kept = squares >= NUMERICAL_RANK_OF_FLOAT32**2 * squares[-1]
+    kept[-1] = True
+    values, inner = squares[kept].flip(0).clamp_min(1e-300).sqrt(), vectors[:, kept].flip(1)  # a zero matrix stays 0
+    return _cut(basis.double() @ inner, values, (inner.T @ inside) / values[:, None], total, rank, energy)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
     """An orthonormal basis of the columns, float32."""
     import torch
 
-    return torch.linalg.qr(columns.double())[0].float()
+    exact = columns.double()
+    found = cholesky_of_rows(exact.T)
+    if found is None:
+        return torch.linalg.qr(exact)[0].float()
+    lower, norms = found
+    return torch.linalg.solve_triangular(lower, (exact / norms).T, upper=False).T.float()
 
 
 def _cut(U: Tensor, values: Tensor, Vt: Tensor, total: float, rank: int | None, energy: float | None) -> Reduced:

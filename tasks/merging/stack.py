@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tasks.merging.algebra import Kept, kept_entries, magnitude_of_rank
+from tasks.merging.algebra import Kept, kept_entries
+from tasks.merging.selection import kth_magnitude
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,16 +58,12 @@ class Stack:
         count = kept_entries(entries, density, kept=kept)
         if count == entries:
             return [0.0] * len(self.updates)
-        return [magnitude_of_rank(magnitudes, count) for magnitudes in self.magnitudes()]
+        return self.magnitudes_of_rank(count)
 
-    def magnitudes(self) -> Iterator[np.ndarray]:
-        """|dW| of one parent after the other, float32 (entries,); each takes the place of the last."""
-        held = np.empty(self.shape, np.float32)
-        for update in self.updates:
-            read = update.rows(self.name)
-            for block in self.blocks():
-                np.abs(read(block).numpy(), out=held[block])
-            yield held.reshape(-1)
+    def magnitudes_of_rank(self, kept: int) -> list[float]:
+        """Per parent, its `kept`-th largest magnitude in this module."""
+        blocks = list(self.blocks())
+        return [kth_magnitude(update.rows(self.name), self.shape, blocks, kept) for update in self.updates]
 
 
 @dataclass(frozen=True)

@@ -158,12 +158,12 @@ def test_breadcrumbs_keeps_the_band_below_the_outliers(density: float, folders: 
 def test_breadcrumbs_is_mergekits_where_its_count_is_whole(density: float, mergekit: Any) -> None:
     from mergekit.sparsify import magnitude_outliers
 
-    from tasks.merging.consensus import Ask, breadcrumbs
+    from tasks.merging.consensus import Ask
     from tasks.merging.stack import Held, Stack
 
     delta = torch.randn(20, 50, generator=torch.Generator().manual_seed(3))
     stack = Stack("layer", (20, 50), (0,), (Held(delta),), (1.0,), 1.0, (0,), 1)  # type: ignore[arg-type]
-    ours = breadcrumbs(stack, Ask(density), kept="ceil", outliers=0.01)
+    ours = RULES["breadcrumbs"].dense(stack, Ask(density))
     assert torch.equal(ours, magnitude_outliers(delta, density, gamma=0.01))
 
 

@@ -1,0 +1,43 @@
+"""Loops for Numba. Imported by `kernels.py` alone, which does without them where Numba is missing.
+
+No fast-math: the sums run in the order of the models, each product and sum rounded to float32 as torch rounds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+ZERO = np.float32(0)
+ONE = np.float32(1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def consensus(deltas: Any, thresholds: Any, weights: Any, shares: Any, weighted: bool, draw: Any, merged: Any) -> None:
+    """Trim, elect, agree for each entry; see `algebra.agreeing_mean`. Models outside and entries inside, so that the
+    inner loops are vectors.
+
+    Args:
+        deltas: float32 (models, entries); thresholds, weights, shares: float32 (models,).
+        merged: float32 (entries,), written.
+    """
+    models, entries = deltas.shape
+    signs, over = np.zeros(entries, np.float32), np.zeros(entries, np.float32)
+    for m in range(models):
+        own, threshold, factor = deltas[m], thresholds[m], weights[m] if weighted else ONE
+        for i in range(entries):
+            signs[i] += factor * own[i] if abs(own[i]) >= threshold else ZERO
+    for i in range(entries):
+        signs[i] = ONE if signs[i] > ZERO else -ONE if signs[i] < ZERO else draw
+        merged[i] = ZERO
+    for m in range(models):
+        own, threshold, factor, share = deltas[m], thresholds[m], weights[m], shares[m]
+        before, after = (factor, ONE) if weighted else (ONE, factor)
+        for i in range(entries):
+            agreeing = (before * own[i] if abs(own[i]) >= threshold else ZERO) * signs[i]
+            merged[i] += agreeing * after if agreeing > ZERO else ZERO
+            over[i] += share if agreeing > ZERO else ZERO
+    for i in range(entries):
+        merged[i] = merged[i] * signs[i] / (over[i] if over[i] != ZERO else ONE)

@@ -1,0 +1,53 @@
+"""The innermost loop in one pass over memory: compiled by Numba where it is installed, in torch elsewhere. Both give
+the same bits; the plain form is the witness of the compiled one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.merging.algebra import Divisor, Vote, disjoint_merge, trim
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = "FACTORY_PLAIN_KERNELS"  # environment variable: set, the plain forms run although Numba is there
+
+
+@cache
+def compiled() -> Any:
+    """The compiled loops, or None where Numba is not installed or not wanted."""
+    if os.environ.get(PLAIN):
+        return None
+    try:
+        from tasks.merging import compiled as loops
+    except ImportError:
+        return None
+    return loops
+
+
+def trimmed_consensus(
+    deltas: Sequence[Tensor],
+    thresholds: Sequence[float],
+    weights: Sequence[float],
+    *,
+    vote: Vote,
+    divisor: Divisor,
+    draw: float,
+) -> Tensor:
+    """Trim, elect and agree on one row block per model, float32."""
+    loops = compiled()
+    if loops is None:
+        return disjoint_merge(trim(deltas, thresholds), weights, vote=vote, divisor=divisor, draw=draw)
+    import torch
+
+    shares = [1.0 if divisor == "count" else w if divisor == "signed_weights" else abs(w) for w in weights]
+    stacked = torch.stack(list(deltas)).numpy().reshape(len(deltas), -1)
+    merged = torch.empty(deltas[0].shape)
+    numbers = (np.asarray(values, np.float32) for values in (thresholds, weights, shares))
+    loops.consensus(stacked, *numbers, vote == "weighted", np.float32(draw), merged.numpy().reshape(-1))
+    return merged

@@ -1,0 +1,76 @@
+"""A threshold found in a bracket is the one a sort finds, and the compiled loop gives the bits of the plain one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.merging import kernels, selection
+from tasks.merging.algebra import disjoint_merge, trim
+from tasks.merging.selection import kth_magnitude
+from tasks.merging.vectors import row_blocks
+
+SHAPE = (1024, 768)
+KINDS = {
+    "normal": lambda draw: draw.standard_normal(SHAPE),
+    "rows of all sizes": lambda draw: draw.standard_normal(SHAPE) * np.exp(8 * draw.standard_normal((SHAPE[0], 1))),
+    "few values": lambda draw: draw.integers(-3, 4, SHAPE),
+    "zero but for one row": lambda draw: np.arange(SHAPE[0])[:, None].__eq__(17) * draw.standard_normal(SHAPE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kept", [1, 2, 400, 157_286, 786_000, SHAPE[0] * SHAPE[1]])
+def test_the_selected_magnitude_is_the_sorted_one(kind: str, kept: int) -> None:
+    matrix = np.asarray(KINDS[kind](np.random.default_rng(1)), np.float32)
+    held = torch.from_numpy(matrix)
+    found = kth_magnitude(lambda block: held[block], SHAPE, list(row_blocks(*SHAPE)), kept)
+    assert found == float(np.sort(np.abs(matrix).ravel())[-kept])
+
+
+def test_a_usual_change_needs_one_pass_and_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = torch.from_numpy(np.random.default_rng(2).standard_normal(SHAPE).astype(np.float32))
+    read: list[int] = []
+
+    def rows(block: slice) -> torch.Tensor:
+        read.append(block.stop - block.start)
+        return held[block]
+
+    monkeypatch.setattr(selection.np, "concatenate", lambda parts: _small(parts))
+    kth_magnitude(rows, SHAPE, list(row_blocks(*SHAPE)), SHAPE[0] * SHAPE[1] // 5)
+    assert sum(read) <= SHAPE[0] + selection.SAMPLE // SHAPE[1]
+
+
+def _small(parts: list[np.ndarray]) -> np.ndarray:
+    found = np.hstack(parts)
+    assert found.size <= SHAPE[0] * SHAPE[1] // 8, "a large part of the entries was copied"
+    return found
+
+
+def test_nothing_kept_is_an_infinite_threshold() -> None:
+    assert kth_magnitude(lambda block: torch.zeros(4, 4)[block], (4, 4), [slice(0, 4)], 0) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("vote", "divisor", "draw"),
+    itertools.product(("weighted", "equal"), ("weights", "count", "signed_weights"), (0.0, 1.0, -1.0)),
+)
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 0.3, 2.7), (1.0, -0.5, 0.1)])
+def test_the_compiled_loop_gives_the_bits_of_the_plain_one(
+    vote: str, divisor: str, draw: float, weights: tuple[float, ...]
+) -> None:
+    if kernels.compiled() is None:
+        pytest.skip("Numba is not installed; the plain form runs")
+    generator = torch.Generator().manual_seed(3)
+    exact = torch.randint(-3, 4, (3, 20, 31), generator=generator) / 2  # votes that cancel
+    for deltas in (torch.randn(3, 20, 31, generator=generator), exact):
+        for threshold in (0.0, 0.5, 1.2, math.inf):
+            thresholds = [threshold, threshold / 2, threshold]
+            asked = {"vote": vote, "divisor": divisor, "draw": draw}
+            plain = disjoint_merge(trim(deltas, thresholds), weights, **asked)  # type: ignore[arg-type]
+            fast = kernels.trimmed_consensus(list(deltas), thresholds, weights, **asked)  # type: ignore[arg-type]
+            assert torch.equal(fast.view(torch.int32), plain.view(torch.int32))
