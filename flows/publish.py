@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from flows.data_report import data_section
 from flows.policy import over_network
 from flows.progress import voice
 from flows.report import Bytes, Figure, Report, Section, Table, as_markdown, write_report
@@ -45,9 +46,11 @@ def mirrored(home: Home) -> None:
         )
 
 
-def publish_validation(home: Home, data: Dataset) -> None:
-    """A page about one snapshot."""
-    published(home, f"data-{data.record.task}-{data.digest[:8]}", f"Data of {data.record.task}", [data_section(data)])
+def publish_validation(home: Home, data: Dataset, redact: bool = False) -> None:
+    """A page about one snapshot; with `redact` no text of its rows is in it."""
+    name, title = f"data-{data.record.task}-{data.digest[:8]}", f"Data of {data.record.task}"
+    page = published(home, name, title, [data_section(data, redact)])
+    voice.say(f"  report {page}")
 
 
 def publish_training(home: Home, outcome: TrainOutcome, data: Dataset, plan: MemoryPlan) -> None:
@@ -141,23 +144,6 @@ def training_curves(fleet: Mapping[str, TrainOutcome | None]) -> tuple[Figure, .
         for task, o in fleet.items()
         if o is not None and o.candidate is not None
     )
-
-
-def data_section(data: Dataset) -> Section:
-    """What came in, what was kept, what was kept out and why."""
-    record, admission = data.record, data.admission
-    sentence = (
-        f"{record.rows_in:,} rows of {record.source} = {sum(record.counts.values()):,} accepted"
-        f" + {record.quarantined:,} quarantined + {record.deduplicated:,} deduplicated; snapshot {record.digest[:12]}."
-    )
-    tables = [Table("Accepted rows", ("side", "rows"), tuple(record.counts.items()))]
-    if admission is not None:
-        checks = tuple((c.name, c.column, c.severity, c.passed, c.evaluated, c.unexpected) for c in admission.checks)
-        tables.append(Table("Checks", ("check", "column", "severity", "passed", "evaluated", "unexpected"), checks))
-        kept_out = tuple((q.row, q.field, q.reason) for q in admission.quarantined[:50])
-        more = len(admission.quarantined) - len(kept_out)
-        tables.append(Table("Quarantine", ("row", "field", "reason"), kept_out, f"and {more} more" if more > 0 else ""))
-    return Section(f"Data of {record.task}", (sentence,), tuple(tables))
 
 
 def training_sections(outcome: TrainOutcome, data: Dataset, plan: MemoryPlan) -> list[Section]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from prefect import flow
 
+from flows.claims import claim
 from flows.learn import (
     Candidate,
     Slice,
@@ -20,18 +20,18 @@ from flows.learn import (
     scored,
     slice_of,
     subject_of,
-    trained,
 )
 from flows.progress import voice
 from flows.promote import moved
 from flows.publish import mirrored, publish_retrain
+from flows.repairing import trained_well
 from flows.resuming import working_on
 from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import newest_traffic, nothing_to_watch
-from flows.wiring import Home, flow_run_id, opened
-from registry.records import EvaluationRecord, FindingRecord, VersionRecord, base_ref
+from flows.wiring import Home, opened
+from registry.records import EvaluationRecord, VersionRecord, base_ref
 from tasks.data.examples import Example
-from tasks.errors import GateRefused, SpecRefused
+from tasks.errors import SpecRefused
 from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
 from tasks.specs import AdapterSpec, SplitSpec
 
@@ -101,7 +101,7 @@ def retrain(
             choose = [*fresh.snapshot.examples("validation"), *old]
             adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
             tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
-            with trained(
+            with trained_well(
                 home,
                 spec,
                 learn,
@@ -129,34 +129,21 @@ def retrain(
     return outcome
 
 
-def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | None) -> None:
-    """Take up the finding that asked for this run.
-
-    Raises:
-        GateRefused: another run has taken it up.
-    """
-    if not finding:
-        return
-    record = FindingRecord(
-        champion.name,
-        str(finding["version"]),
-        str(finding["window"]),
-        str(finding["verdict"]),
-        "retrain with replay",
-        {},
-    )
-    if not home.ledger.claim_retrain(record, claimant=flow_run_id() or uuid.uuid4().hex):
-        wrong = f"window {record.window_digest[:12]} has caused a retrain already"
-        raise GateRefused.one("E-GATE-002", champion.name, wrong, "nothing to do: one event causes one retrain")
-
-
 def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
     """The champion's spec over the new source, whose rows are split by hash like all others."""
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
         raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
     data = spec.data.model_copy(
-        update={"source": source, "revision": None, "where": {}, "split": SplitSpec(validation=0.1, test=0.3)}
+        update={
+            "source": source,
+            "revision": None,
+            "query": None,
+            "where": {},
+            "split": SplitSpec(validation=0.1, test=0.3),
+            # one long message of a customer is no reason not to learn from the others
+            "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
+        }
     )
     asked = {"replay_share": replay_share, "start": start}
     how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})

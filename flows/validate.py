@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from prefect import flow
@@ -16,13 +21,19 @@ from flows.publish import publish_validation
 from flows.wiring import Home, opened
 from registry.fingerprint import digest_of_file, fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
-from tasks.data.admission import Admission, Quarantined
+from tasks.data.admission import Admission
 from tasks.data.door import admit
+from tasks.data.examples import Example, example_of, input_columns, target_columns
+from tasks.data.guess import is_data, spec_of_file
+from tasks.data.reading import digest_of
 from tasks.data.snapshot import Snapshot, read_snapshot, write_snapshot
+from tasks.drift.traffic import read_traffic
+from tasks.errors import DataRefused
 from tasks.memory import read_shapes
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec, BaseSpec
 
+INSPECTORS = ("detect_secrets", "phonenumbers", "py3langid")  # optional: what they find is in the report
 BASE_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.model", "vocab*", "*.jinja")
 
 
@@ -44,16 +55,21 @@ class Dataset:
 
 
 @flow(name="validate", description="Check a spec's data, quarantine bad rows, and keep the rest as a snapshot.")
-def validate(spec_path: str) -> Dataset:
-    """The snapshot of a spec's data.
+def validate(spec_path: str, redact: bool = False) -> Dataset:
+    """The snapshot of a spec's data, or of a bare data file, whose columns then say what is asked and answered.
 
     Args:
-        spec_path: The adapter spec, a YAML file.
+        spec_path: The adapter spec, a YAML file; or a data file, or a folder of them.
+        redact: Leave the texts of offending rows out of the report.
     """
-    home, spec = opened(), load_adapter_spec(spec_path)
-    identified(home, spec.base)
-    data = validated(home, spec)
-    publish_validation(home, data)
+    home = opened()
+    if is_data(spec_path):
+        data = validated(home, spec_of_file(spec_path), based=False)
+    else:
+        spec = load_adapter_spec(spec_path)
+        identified(home, spec.base)
+        data = validated(home, spec)
+    publish_validation(home, data, redact=redact)
     return data
 
 
@@ -78,13 +94,33 @@ def identified(home: Home, spec: BaseSpec) -> BaseRecord:
 
 
 @cheap
-def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training") -> Dataset:
+def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, based: bool = True) -> Dataset:
     """The rows of the spec, through the door and into the store; no row that ever judged this task is learned from.
+
+    Where spec, bytes, tokenizer and code are those of a snapshot that is there, that one is taken.
+
+    Args:
+        based: count lengths in tokens of the spec's base; else only characters are bounded.
 
     Raises:
         DataRefused: the rows cannot be trusted.
     """
-    admission = admit(spec, count_tokens=token_counter(spec.base), forbidden=frozen_rows(home, spec.task))
+    traffic = expected_traffic(home, spec) if purpose == "training" and based else {}
+    asked = question(home, spec, purpose, traffic, based)
+    if asked and (known := answered(home, spec.task, asked)):
+        voice.say(f"  data {known.record.source}: nothing has changed since snapshot {known.digest[:12]}")
+        told(known)
+        return known
+    others = [record.digest for record in home.ledger.datasets(spec.task)]
+    judged = frozen_examples(home, spec.task)
+    admission = admit(
+        spec,
+        count_tokens=token_counter(spec.base) if based else None,
+        forbidden={example.key: name for example, name in judged},
+        judged={example.input: name for example, name in judged},
+        traffic=traffic,
+        on_progress=Pace(),
+    )
     staging = Path(tempfile.mkdtemp(dir=home.scratch()))
     try:
         write_snapshot(admission, staging / "snapshot")
@@ -102,27 +138,103 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training") -> D
         deduplicated=admission.deduplicated,
         purpose=purpose,
     )
-    home.ledger.remember_dataset(record)
+    record = home.ledger.remember_dataset(record)
+    data = Dataset(record, read_snapshot(home.store.path(digest)), admission)
+    if asked:
+        note_answer(home, asked, digest, others)
+    told(data)
+    return data
+
+
+def told(data: Dataset) -> None:
+    """What came in, what became of it, and what to know about it, in a few lines."""
+    record, snapshot = data.record, data.snapshot
     counts = ", ".join(f"{count} {side}" for side, count in record.counts.items())
     voice.say(
         f"  data {record.source}: {record.rows_in} rows in = {counts} + {record.quarantined} quarantined"
         f" + {record.deduplicated} deduplicated"
     )
-    for line in kept_out(admission):
+    for line in [*kept_out(snapshot), *warned_of(snapshot)]:
         voice.say(f"    {line}")
-    return Dataset(record, read_snapshot(home.store.path(digest)), admission)
 
 
-def kept_out(admission: Admission) -> list[str]:
+class Pace:
+    """Says how far the door is, stage by stage."""
+
+    def __init__(self) -> None:
+        self.stage, self.began = "", 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stage, self.began = stage, time.monotonic()
+        spent = time.monotonic() - self.began
+        voice.bar(f"data: {stage}", done, total, spent * (total - done) / done if done else 0.0)
+
+
+def question(home: Home, spec: AdapterSpec, purpose: str, traffic: Mapping[str, str], based: bool) -> str | None:
+    """All that a snapshot depends on beside what judged before, as one digest; None where only reading can tell."""
+    source_digest = digest_of(spec.data)
+    if source_digest is None:
+        return None
+    tokenizer = base_folder(spec.base) / "tokenizer.json" if based else None
+    data = spec.data.model_dump(mode="json") | {"source": source_name(spec.data.source)}
+    return fingerprint(
+        {
+            "data": data,
+            "task": spec.task,
+            "kind": spec.kind,
+            "metric": spec.metric,
+            "purpose": purpose,
+            "source": source_digest,
+            "tokenizer": digest_of_file(tokenizer) if tokenizer and tokenizer.is_file() else None,
+            "traffic": sorted(traffic),
+            "code": home.code.digest,
+            "inspect": sorted(name for name in INSPECTORS if find_spec(name)),
+        }
+    )
+
+
+def answered(home: Home, task: str, asked: str) -> Dataset | None:
+    """The snapshot that answered the same question, unless rows that judge have joined the task since."""
+    try:
+        note = json.loads((home.settings.home / "validated" / f"{asked}.json").read_text("utf-8"))
+        digest, others = str(note["dataset"]), {*note["others"]}
+        if {record.digest for record in home.ledger.datasets(task)} - {digest} <= others:
+            return remembered_dataset(home, digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # a note that is gone or torn only costs another look at the data
+    return None
+
+
+def note_answer(home: Home, asked: str, digest: str, others: Sequence[str]) -> None:
+    """Remember which snapshot answered, so that the same question is not worked through again."""
+    path = home.settings.home / "validated" / f"{asked}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_text(json.dumps({"dataset": digest, "others": sorted(others)}) + "\n", "utf-8")
+    staging.replace(path)
+
+
+def kept_out(snapshot: Snapshot) -> list[str]:
     """The quarantine in a few lines: what was wrong, how often, in which rows, and one of the reasons."""
-    groups: dict[tuple[str, str], list[Quarantined]] = {}
-    for row in admission.quarantined:
-        groups.setdefault((row.guard, row.field), []).append(row)
     lines = []
-    for (guard, field), rows in sorted(groups.items(), key=lambda group: -len(group[1])):
-        places = ", ".join(str(row.row) for row in rows[:4]) + (", ..." if len(rows) > 4 else "")
-        name = guard.removeprefix("expect_column_values_to_").replace("_", " ")
-        lines.append(f"{len(rows)} x {field} ({name}; {admission.row_unit} {places}): {rows[0].reason[:100]}")
+    for line in snapshot.reasons:
+        first = line["first"]
+        places = ", ".join(str(row["row"]) for row in first[:4]) + (", ..." if line["rows"] > 4 else "")
+        name = line["guard"].removeprefix("expect_column_values_to_").replace("_", " ")
+        where = f"{name}; {snapshot.row_unit} {places}"
+        lines.append(f"{line['rows']} x {line['field']} ({where}): {first[0]['reason'][:100]}")
+    return lines
+
+
+def warned_of(snapshot: Snapshot) -> list[str]:
+    """Warnings, each with its count and its first sample."""
+    lines = []
+    for check in snapshot.checks:
+        if check.severity == "warning" and not check.passed:
+            sample = f", such as {check.samples[0][:160]}" if check.samples else ""
+            name = check.name.replace("_", " ")
+            lines.append(f"warning: {name}: {check.unexpected:,} of {check.evaluated:,}{sample}")
     return lines
 
 
@@ -131,10 +243,25 @@ def remembered_dataset(home: Home, digest: str) -> Dataset:
     return Dataset(home.ledger.dataset(digest), read_snapshot(home.store.path(digest)))
 
 
-def frozen_rows(home: Home, task: str) -> dict[str, str]:
-    """Keys of all rows that may judge a version of this task, with the slice that each belongs to."""
-    known = (remembered_dataset(home, record.digest) for record in home.ledger.datasets(task))
-    return {e.key: f"test of {data.digest[:8]}" for data in known for e in data.snapshot.examples("test")}
+def frozen_examples(home: Home, task: str) -> list[tuple[Example, str]]:
+    """All rows that may judge a version of this task, with the slice that each belongs to."""
+    known = [remembered_dataset(home, record.digest) for record in home.ledger.datasets(task)]
+    return [(e, f"test of {data.digest[:8]}") for data in known for e in data.snapshot.examples("test")]
+
+
+def expected_traffic(home: Home, spec: AdapterSpec) -> dict[str, str]:
+    """Keys of the requests in the task's newest traffic file, with its name; empty where none can be read."""
+    from flows.watch import newest_traffic
+
+    source = newest_traffic(home, spec.task)
+    if source is None:
+        return {}
+    truth = dict.fromkeys((*input_columns(spec), *target_columns(spec)), "")
+    try:
+        rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
+    except DataRefused:  # `factory watch` says what is wrong with it
+        return {}
+    return {example_of(spec, {**truth, **row.columns}, place).key: Path(source).name for place, row in enumerate(rows)}
 
 
 def base_folder(spec: BaseSpec) -> Path:

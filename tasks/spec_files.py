@@ -26,7 +26,7 @@ from tasks.specs import AdapterSpec, MergeSpec, Spec
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".feather")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 S = TypeVar("S", bound=Spec)
@@ -44,6 +44,7 @@ def load_adapter_spec(path: str | Path) -> AdapterSpec:
         block = tree.get(section)
         if isinstance(block, CommentedMap) and isinstance(block.get(key), str):
             block[key] = _located(block, section, key, path)
+    _join_suite(tree, path)
     spec = _checked(AdapterSpec, tree, path)
     raise_if_any(SpecRefused, _pin_problems(spec, tree, path))
     return spec
@@ -144,12 +145,45 @@ def _located(block: CommentedMap, section: str, key: str, path: Path) -> str:
         return os.environ[name]
 
     value = VARIABLE.sub(variable, block[key])
+    if section == "data" and block.get("query") and "\0" not in value:
+        return _database(value, place, path)
     if "://" in value or "\0" in value:  # the value is not repeated: URLs carry passwords
         remedy = "name a path, or a hub id with a pinned revision"
         raise SpecRefused.one("E-SPEC-008", place, "a URL is not taken" if "://" in value else "holds a NUL", remedy)
     local = path.parent / os.path.expanduser(value)
     is_hub_id = HUB_ID.match(value) and not value.endswith(DATA_SUFFIXES) and not local.exists()
     return value if is_hub_id else os.path.abspath(local)
+
+
+def _database(value: str, place: str, path: Path) -> str:
+    """An SQLAlchemy URL; the path of an SQLite file becomes absolute. A password would be kept with every version."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        remedy = "write one such as sqlite:///orders.db or postgresql+psycopg://reader@host/shop"
+        raise SpecRefused.one("E-SPEC-038", place, "query needs an SQLAlchemy URL as its source", remedy) from None
+    if url.password is not None:
+        remedy = "leave it to the driver: PGPASSWORD, ~/.pgpass, ~/.my.cnf"
+        raise SpecRefused.one("E-SPEC-038", place, "the URL holds a password", remedy)
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        url = url.set(database=os.path.abspath(path.parent / os.path.expanduser(url.database)))
+    return url.render_as_string(hide_password=False)
+
+
+def _join_suite(tree: CommentedMap, path: Path) -> None:
+    """The rules of `data.suite` become the last of `data.expectations`, so that the spec holds all that is asked."""
+    data = tree.get("data")
+    if not isinstance(data, CommentedMap) or not isinstance(data.get("suite"), str):
+        return
+    from tasks.data.suites import rules_in
+
+    place = f"{path}:{_line(data, 'suite')}:data.suite"
+    file = path.parent / os.path.expanduser(data["suite"])
+    data["expectations"] = [*(data.get("expectations") or ()), *rules_in(_text(file), place)]
+    data["suite"] = None
 
 
 def _pin_problems(spec: AdapterSpec, tree: CommentedMap, path: Path) -> list[Problem]:
@@ -162,7 +196,7 @@ def _pin_problems(spec: AdapterSpec, tree: CommentedMap, path: Path) -> list[Pro
         place = f"{path}:{_line(tree[section], key)}:{section}.{key}"
         if Path(name).is_absolute() and revision:
             found.append(Problem("E-SPEC-008", place, "a local path has no revision", "remove it; content is hashed"))
-        elif not Path(name).is_absolute() and not revision:
+        elif not Path(name).is_absolute() and not revision and not (section == "data" and spec.data.query):
             wrong = f"hub id '{name}' has no revision (and no such local path exists)"
             found.append(
                 Problem("E-SPEC-008", place, wrong, "pin revision: to the 40 hex digits of a commit, or mend the path")

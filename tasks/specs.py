@@ -123,8 +123,8 @@ class DataSpec(Spec):
     """Where the rows are, how a row becomes an example, and how many may be bad."""
 
     source: str = Field(
-        description="JSONL, CSV, Parquet or Arrow file, a folder of one of them, a `datasets` hub id, or, with `query`, "
-        "an SQLAlchemy URL without a password (drivers read theirs from PGPASSWORD, ~/.pgpass, ...)."
+        description="JSONL, CSV, Parquet or Arrow file, a folder of one of them, a `datasets` hub id, or (with "
+        "`query`) an SQLAlchemy URL without a password (drivers read theirs from PGPASSWORD, ~/.pgpass, ...)."
     )
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="Full commit hash; required for a hub id."
@@ -154,8 +154,8 @@ class DataSpec(Spec):
     max_tokens: int = Field(256, ge=8, le=131072, description="Longest example in tokens, its end token included.")
     overlong: Literal["refuse", "drop", "truncate"] = Field(
         "refuse",
-        description="Rows above max_tokens: refuse the set, quarantine the rows, or cut the longest input column at its "
-        "end. The answer is never cut.",
+        description="Rows above max_tokens: refuse the set, quarantine the rows, or cut the longest input column at "
+        "its end. The answer is never cut.",
     )
     min_class_rows: int = Field(0, ge=0, description="Refuse a set of which a class has fewer train rows.")
     scripts: tuple[str, ...] = Field(
@@ -171,13 +171,12 @@ class DataSpec(Spec):
     )
     expectations: tuple[ExpectationSpec, ...] = Field((), description="Further Great Expectations rules of your own.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _a_layout_gives_prompt_and_completion(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("layout", "columns") != "columns":
-            given = {name: value for name, value in given.items() if value is not None}
-            return {"prompt": "{prompt}\n", "completion": "{completion}"} | given
-        return given
+    @model_validator(mode="after")
+    def _a_layout_gives_prompt_and_completion(self) -> Self:
+        if self.layout != "columns":  # before anyone sees the value, which is frozen from then on
+            object.__setattr__(self, "prompt", self.prompt or "{prompt}\n")
+            object.__setattr__(self, "completion", self.completion or "{completion}")
+        return self
 
     @field_validator("target_regex")
     @classmethod
@@ -267,6 +266,15 @@ class TrainingSpec(Spec):
     )
 
 
+class RepairSpec(Spec):
+    """What may be tried where the curve of a run names a fault: one change at a time, the best run is kept."""
+
+    attempts: int = Field(0, ge=0, le=10, description="Further runs, each with one bounded change; 0: none.")
+    budget_minutes: float = Field(
+        60.0, gt=0, description="Training time of all attempts together; none starts that would exceed it."
+    )
+
+
 class GateSpec(Spec):
     """What a candidate must show before it is served. Bounds are paired and one-sided, at `confidence`."""
 
@@ -310,6 +318,14 @@ class DriftSpec(Spec):
     score_drop: Share = Field(
         0.05, description="A fall of the score by more than this, at the bound, asks for a retrain."
     )
+    per_source: Share = Field(
+        0.5, gt=0, description="Largest share of a window that one sender may fill, where there are several."
+    )
+    calm_windows: int = Field(
+        2,
+        ge=1,
+        description="So many windows in a row without any drift end an alarm; a signal that flaps is one alarm.",
+    )
 
 
 class RetrainSpec(Spec):
@@ -324,7 +340,10 @@ class RetrainSpec(Spec):
     rate_factor: float = Field(
         0.5, gt=0, le=1, description="Peak rate when continuing from the champion, over training.learning_rate."
     )
-    cooldown_hours: float = Field(24.0, ge=0, description="At most one retrain of a task in this time.")
+    cooldown_hours: float = Field(
+        24.0, ge=0, description="At most one retrain of a task in this time; each one in vain doubles it."
+    )
+    daily_budget: int = Field(2, ge=1, description="At most so many retrains of a task in 24 hours.")
 
 
 class ResourceSpec(Spec):
@@ -348,6 +367,9 @@ class AdapterSpec(Spec):
     data: DataSpec = Field(description="Where the rows are, and how a row becomes an example.")
     method: MethodSpec = Field(default_factory=lambda: MethodSpec(), description="How the weights may change.")
     training: TrainingSpec = Field(default_factory=lambda: TrainingSpec(), description="The optimisation.")
+    repair: RepairSpec = Field(
+        default_factory=lambda: RepairSpec(), description="What may be tried where the curve names a fault."
+    )
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="How an answer is judged.")
     drift: DriftSpec = Field(default_factory=lambda: DriftSpec(), description="When traffic counts as moved.")
     retrain: RetrainSpec = Field(default_factory=lambda: RetrainSpec(), description="How a moved task is taught again.")
@@ -362,9 +384,9 @@ class AdapterSpec(Spec):
             raise ValueError("classification takes data.text and data.label columns, not prompt and completion")
         if self.kind == "classification" and (self.data.target_regex or self.data.target_format != "text"):
             raise ValueError("the answers of a classification are data.labels; target_format and target_regex are none")
-        if self.kind == "generation" and (self.data.target_regex or self.data.target_format != "text"):
-            if len(set(columns_of(self.data.completion or ""))) > 1:
-                raise ValueError("target_format and target_regex need a completion of one column")
+        shaped = self.data.target_regex or self.data.target_format != "text"
+        if self.kind == "generation" and shaped and len(set(columns_of(self.data.completion or ""))) > 1:
+            raise ValueError("target_format and target_regex need a completion of one column")
         return self
 
     @property

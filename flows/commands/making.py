@@ -33,20 +33,45 @@ def check_recipe(path: str) -> None:
 
 
 @app.command()
-def validate(spec: SpecPath) -> None:
-    """Check a spec's data: what is accepted, what is kept out and why.
+def validate(
+    spec: Annotated[str, typer.Argument(metavar="SPEC|FILE", help="Adapter spec, or a data file or folder.")],
+    redact: Annotated[bool, typer.Option("--redact", help="Leave the texts of rows out of the report.")] = False,
+    suite: Annotated[str | None, typer.Option(help="Write the Great Expectations suite to this JSON file.")] = None,
+    docs: Annotated[str | None, typer.Option(help="Build Great Expectations' own Data Docs in this folder.")] = None,
+) -> None:
+    """Check a data set: what is accepted, what is kept out and why. A bare file is read by the names of its columns.
 
     Example: `factory validate examples/quickstart/triage.yaml`
     """
-    check_adapter_specs(spec)
+    from tasks.data.guess import is_data, spec_of_file
+    from tasks.data.reading import refuse_early
+    from tasks.spec_files import load_adapter_spec
+
+    if not is_data(spec):
+        check_adapter_specs(spec)
+    loaded = spec_of_file(spec) if is_data(spec) else load_adapter_spec(spec)
+    refuse_early(loaded.data)
     ready()
     from flows.validate import validate as flow
 
-    data = flow(spec)
-    kept_out = data.admission.quarantined if data.admission else ()
-    lines = [f"{data.record.source} row {q.row} {q.field}: {q.reason}" for q in kept_out[:20]]
-    more = [f"... and {len(kept_out) - 20} more"] if len(kept_out) > 20 else []
-    tell(data.record, *lines, *more, f"snapshot {data.digest}")
+    data = flow(str(Path(spec).absolute()) if is_data(spec) else spec, redact)
+    kept_out = data.snapshot.quarantine(20)
+    lines = [
+        f"{data.record.source} row {q['row']} {q['field']}: {'(text left out)' if redact else q['reason']}"
+        for q in kept_out
+    ]
+    more = data.record.quarantined - len(kept_out)
+    pages = []
+    if suite:
+        from tasks.data.suites import write_suite
+
+        pages.append(f"suite {write_suite(data.snapshot.suite, Path(suite))}")
+    if docs:
+        from tasks.data.layouts import columns_of_rows
+        from tasks.data.suites import write_data_docs
+
+        pages.append(f"docs {write_data_docs(data.snapshot.suite, columns_of_rows(loaded.data), Path(docs))}")
+    tell(data.record, *lines, *([f"... and {more} more"] if more > 0 else []), *pages, f"snapshot {data.digest}")
 
 
 @app.command()

@@ -35,6 +35,11 @@ GUARDS: Mapping[str, Guard] = MappingProxyType(
         "one_side_per_input": Guard("E-DATA-017", "keep the input on one side"),
         "frozen_rows_only_test": Guard("E-DATA-018", "leave the row out of training; it judges"),
         "side_is_known": Guard("E-DATA-019", "write train, validation (valid, val, dev) or test"),
+        "row_has_its_layout": Guard("E-DATA-024", "mend the row, or change data.layout"),
+        "group_is_known": Guard("E-DATA-025", "give the row its group or its time"),
+        "input_is_in_an_allowed_script": Guard("E-DATA-026", "leave the row out, or name its script in data.scripts"),
+        "target_has_tokens": Guard("E-DATA-027", "give the row an answer that the base's tokenizer can write"),
+        "no_near_leak": Guard("E-DATA-028", "leave the row out, or raise data.near.similarity"),
     }
 )
 
@@ -78,6 +83,20 @@ class Check:
     detail: str = ""
 
 
+class NearPair(NamedTuple):
+    """Two inputs that are nearly the same: the row in question, what it nearly repeats, and how near they are."""
+
+    kind: Literal["leak", "repeat"]
+    file: str
+    row: int
+    side: str
+    input: str
+    other: str
+    other_input: str
+    similarity: float
+    same_target: bool
+
+
 @dataclass(frozen=True)
 class Admission:
     """A data set that may be learned from. rows_in = accepted + quarantined + deduplicated."""
@@ -95,9 +114,12 @@ class Admission:
     deduplicated: int
     checks: tuple[Check, ...]
     suite: Mapping[str, Any]
+    truncated: int = 0
     labels: tuple[str, ...] = ()
     label_counts: Mapping[Side, Mapping[str, int]] = field(default_factory=dict)
     lengths: Mapping[Side, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    histograms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    near: tuple[NearPair, ...] = ()
 
     @property
     def accepted(self) -> int:

@@ -6,12 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from tasks.data.admission import Check, shown
-from tasks.data.examples import label_column
+from tasks.data.examples import input_columns, label_column, text_columns
 from tasks.data.leakage import Placed
 from tasks.data.reading import Rows
+from tasks.data.scripts import languages, script_of
+from tasks.data.sensitive import sensitive
 from tasks.specs import SIDES, AdapterSpec, Side
 
 SAMPLES = 3
+FEW_ROWS = 5  # a class of fewer is warned of, unless the spec names its own number
+IMBALANCE = 20
+RARE = 0.01
+NO_LETTERS = "no letters"
 
 
 def classes(spec: AdapterSpec, rows: Rows, kept: Sequence[Placed]) -> tuple[str, ...]:
@@ -31,16 +37,107 @@ def rows_per_class(spec: AdapterSpec, rows: Rows, kept: Sequence[Placed]) -> dic
     return {side: dict(sorted(counts.items())) for side, counts in counted.items()}
 
 
-def taught_classes(spec: AdapterSpec, per_class: Mapping[Side, Mapping[str, int]]) -> list[Check]:
-    """Warns of classes that are asked for but never shown: a head cannot answer with them."""
-    if spec.kind != "classification":
+def classes_are_taught(spec: AdapterSpec, per_class: Mapping[Side, Mapping[str, int]]) -> list[Check]:
+    """Classes that are asked for and never shown, shown too seldom, or drowned by the largest."""
+    if not per_class:
         return []
+    column, taught = label_column(spec) or "", per_class["train"]
     asked = {*spec.data.labels, *(label for counts in per_class.values() for label in counts)}
-    unseen = sorted(asked - per_class["train"].keys())
-    samples = tuple(map(shown, unseen[:SAMPLES]))
+    unseen = sorted(asked - taught.keys())
+    least = spec.data.min_class_rows or FEW_ROWS
+    few = sorted(
+        (count, label)
+        for label in asked
+        if (count := taught.get(label, 0)) < least and (count or spec.data.min_class_rows)
+    )
+    most = max(taught.values(), default=0)
+    small = sorted((count, label) for label, count in taught.items() if count * IMBALANCE < most)
     return [
-        Check("every_class_has_train_rows", spec.data.label, "warning", not unseen, len(asked), len(unseen), samples)
+        _warning("every_class_has_train_rows", column, len(asked), [shown(label) for label in unseen]),
+        Check(
+            "every_class_has_enough_train_rows",
+            column,
+            "critical" if spec.data.min_class_rows else "warning",
+            not few,
+            len(asked),
+            len(few),
+            tuple(f"{shown(label)} has {count}" for count, label in few[:SAMPLES]),
+            f"{least} or more",
+        ),
+        _warning(
+            "classes_are_balanced",
+            column,
+            len(taught),
+            [f"{shown(label)} has {count} of {most}" for count, label in small],
+            f"no class has more than {IMBALANCE} times the rows of another",
+        ),
     ]
+
+
+def warnings_of(
+    spec: AdapterSpec, rows: Rows, kept: Sequence[Placed], written: Mapping[str, int], traffic: Mapping[str, str]
+) -> list[Check]:
+    """What does not refuse a row and should be known: columns that nothing reads, a rare script, secrets, traffic."""
+    asked, data = ", ".join(input_columns(spec)), spec.data
+    used = {*text_columns(spec), *data.where, data.split.column, data.split.group, data.split.time}
+    layout = {"messages": ("messages",), "instruction": ("instruction", "input", "output"), "columns": ()}[data.layout]
+    idle = [shown(name) for name in rows.columns if name not in used and name not in layout]
+    scripts = Counter({name: count for name, count in written.items() if name != NO_LETTERS})
+    rare = [(name, count) for name, count in scripts.most_common()[1:] if count < RARE * scripts.total()]
+    hidden = sensitive([f"{row.example.input}\n{row.example.target}" for row in kept])
+    learned = [row for row in kept if row.side != "test"]
+    met = [row for row in learned if row.example.key in traffic]
+    checks = [
+        _warning("every_column_is_read", "", len(rows.columns), idle, "columns that no template and no split reads"),
+        _warning(
+            "inputs_share_a_script",
+            asked,
+            len(kept),
+            [f"{count:,} in {name}" for name, count in rare],
+            ", ".join(f"{count:,} {name}" for name, count in scripts.most_common()),
+            unexpected=sum(count for _, count in rare),
+        ),
+        _warning(
+            "no_secret_or_personal_data",
+            "",
+            hidden.searched,
+            [f"row {kept[at].example.row}: {kind}" for at, kind in hidden.found],
+            f"looked for {', '.join(hidden.kinds)}",
+        ),
+    ]
+    if traffic:
+        told = [f"row {row.example.row} is in {traffic[row.example.key]}" for row in met]
+        checks.append(_warning("traffic_is_not_learned_from", asked, len(learned), told))
+    return checks
+
+
+def _warning(
+    name: str, column: str, evaluated: int, samples: Sequence[str], detail: str = "", unexpected: int | None = None
+) -> Check:
+    count = len(samples) if unexpected is None else unexpected
+    return Check(name, column, "warning", not samples, evaluated, count, tuple(samples[:SAMPLES]), detail)
+
+
+def histograms(kept: Sequence[Placed], tokens: Mapping[int, int]) -> dict[str, dict[str, int]]:
+    """Rows by length of the input (in tokens where they were counted, else in characters), script and language."""
+    texts = [row.example.input for row in kept]
+    measured = [tokens[row.at] for row in kept] if tokens else list(map(len, texts))
+    found = {"tokens" if tokens else "characters": _bins(measured)}
+    found["script"] = dict(Counter(script_of(text) or NO_LETTERS for text in texts).most_common())
+    if spoken := languages(texts):
+        found["language (sampled)"] = spoken
+    return found
+
+
+def _bins(values: Sequence[int]) -> dict[str, int]:
+    """At most 20 bins of one width from 0 to the largest value, by their names.
+
+    >>> _bins([1, 2, 39])
+    {'0-1': 1, '2-3': 1, '38-39': 1}
+    """
+    width = max(1, -(-(max(values, default=0) + 1) // 20))
+    counts = Counter(value // width for value in values)
+    return {f"{at * width}-{(at + 1) * width - 1}": counts[at] for at in sorted(counts)}
 
 
 def lengths(kept: Sequence[Placed], tokens: Mapping[int, int]) -> dict[Side, dict[str, dict[str, int]]]:

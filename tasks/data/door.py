@@ -2,55 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 from tasks.data import guards
 from tasks.data.admission import Admission, Check, Fallen, Quarantined, shown
-from tasks.data.counts import SAMPLES, classes, lengths, rows_per_class, taught_classes
-from tasks.data.examples import example_of, input_columns, label_column, target_columns
+from tasks.data.counts import (
+    SAMPLES,
+    classes,
+    classes_are_taught,
+    histograms,
+    lengths,
+    rows_per_class,
+    warnings_of,
+)
+from tasks.data.examples import input_columns, label_column, target_columns
 from tasks.data.guards import CountTokens
 from tasks.data.labels import nearest_labels
+from tasks.data.layouts import laid_out
 from tasks.data.leakage import Placed, settled
+from tasks.data.lengths import cut, token_counts
+from tasks.data.likeness import likeness
+from tasks.data.placing import placed_rows, sided
 from tasks.data.reading import Rows, read_rows
 from tasks.data.refusals import refuse_empty, refuse_miscount, refuse_open_set, refuse_untrusted
-from tasks.data.splits import declared_side, side_in, side_of
-from tasks.data.validation import Verdict, conditions_of, reason_of, suite_for, verdicts
+from tasks.data.validation import Verdict, conditions_of, longest_text, reason_of, suite_for, verdicts
 from tasks.specs import SIDES, AdapterSpec
+
+OnProgress = Callable[[str, int, int], None]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def admit(
     spec: AdapterSpec,
     *,
     count_tokens: CountTokens | None = None,
-    forbidden: Mapping[str, str] = MappingProxyType({}),
+    forbidden: Mapping[str, str] = NOTHING,
+    judged: Mapping[str, str] = NOTHING,
+    traffic: Mapping[str, str] = NOTHING,
+    on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Admission:
     """The rows of the spec's source that may be learned from, by side; the others with a reason each.
 
     `count_tokens` gives the length of each text in tokens of the base; without it, only characters are bounded.
-    `forbidden` maps keys of frozen test rows to their slice: such a row lies on the test side or stays out.
+    `forbidden` maps keys of frozen test rows to their slice: such a row lies on the test side or stays out. `judged`
+    maps their inputs to their slice, for what is nearly the same; `traffic` maps keys of requests that the task will
+    be judged on to their file. `on_progress` hears the stage, and how many of how many rows are done.
     One input has one answer where the metric compares answers (exact_match, accuracy); under token_accuracy, where an
     answer is one of many good ones, it may have several.
 
     Raises:
         SpecRefused: a rule that does not exist, a closed set without its column, a hub id without revision.
         DataRefused: what is missing, or every reason for which the set as a whole cannot be trusted.
-        DependencyDown: the hub does not answer.
+        DependencyDown: the hub or the database does not answer.
     """
     refuse_open_set(spec)
-    rows = read_rows(spec.data)
+    rows = laid_out(spec.data, read_rows(spec.data, partial(on_progress, "reading")))
     refuse_empty(rows)
     suite = suite_for(spec, rows.columns)
+    on_progress("expectations", 0, len(rows.records))
     said = verdicts(suite, {name: [record.get(name) for record in rows.records] for name in rows.columns})
 
     sieve = _Sieve(rows)
     sieve.take(_offenders(spec, rows, said), [_check_of(verdict, rows) for verdict in said])
     sieve.sift("label_is_spelt_as_others", guards.mixed_spelling(spec, rows.records, sieve.standing))
     sieve.sift("side_is_known", guards.unknown_sides(spec, rows.records, sieve.standing))
-    placed = _placed(spec, rows, sieve.standing)
+    sieve.sift("group_is_known", guards.unknown_groups(spec, rows.records, sieve.standing))
+    placed = placed_rows(spec, rows, sieve.standing, forbidden, partial(on_progress, "keys and sides"))
     placed = sieve.sift_placed("example_is_visible", placed, guards.invisible(spec, placed))
-    tokens = guards.token_counts(spec, placed, count_tokens) if count_tokens else {}
+    placed = sieve.sift_placed("input_is_in_an_allowed_script", placed, guards.foreign_scripts(spec, placed))
+    tokens: dict[int, int] = {}
+    truncated = 0
     if count_tokens:
+        tokens, untold = token_counts(spec, placed, count_tokens, partial(on_progress, "tokens"))
+        placed = sieve.sift_placed("target_has_tokens", placed, untold)
+        if spec.data.overlong == "truncate":
+            over = [row for row in placed if tokens[row.at] > spec.data.max_tokens]
+            shorter, counts = cut(spec, over, rows.records, count_tokens)
+            examples = [shorter.get(row.at, row.example) for row in placed]
+            placed = sided(spec, rows, [row.at for row in placed], examples, forbidden)
+            tokens, truncated = tokens | counts, len(shorter)
         placed = sieve.sift_placed("example_fits_max_tokens", placed, guards.too_long(spec, placed, tokens))
     asked, answer = ", ".join(input_columns(spec)), ", ".join(target_columns(spec))
     placed = sieve.sift_placed("frozen_rows_only_test", placed, guards.frozen(placed, forbidden, asked))
@@ -58,8 +90,15 @@ def admit(
     kept = settled(placed, one_target=one_target, input_field=asked, target_field=answer)
     sieve.sift("one_input_one_target", kept.contradicting)
     sieve.sift("one_side_per_input", kept.leaking)
+    alike = likeness(
+        kept.rows, spec.data.near, judged=judged, field=asked, on_progress=partial(on_progress, "near pairs")
+    )
+    out = {row.at for row in alike.repeating} if spec.data.near.repeats == "drop" else set()
+    sieve.take(alike.leaking if spec.data.near.leaks == "quarantine" else [], alike.checks)
+    left = [row for row in kept.rows if row.at not in out and row.at not in sieve.fallen]
 
-    per_class = rows_per_class(spec, rows, kept.rows)
+    on_progress("counting", 0, len(left))
+    per_class, shapes = rows_per_class(spec, rows, left), histograms(left, tokens)
     admission = Admission(
         task=spec.task,
         kind=spec.kind,
@@ -69,14 +108,21 @@ def admit(
         row_unit=rows.unit,
         rows_in=rows.rows_in,
         filtered=rows.filtered,
-        examples={side: tuple(row.example for row in kept.rows if row.side == side) for side in SIDES},
+        examples={side: tuple(row.example for row in left if row.side == side) for side in SIDES},
         quarantined=sieve.quarantined(),
-        deduplicated=len(kept.repeated),
-        checks=(*sieve.checks, *taught_classes(spec, per_class)),
+        deduplicated=len(kept.repeated) + len(out),
+        checks=(
+            *sieve.checks,
+            *classes_are_taught(spec, per_class),
+            *warnings_of(spec, rows, left, shapes["script"], traffic),
+        ),
         suite=suite.to_json_dict(),
-        labels=classes(spec, rows, kept.rows),
+        truncated=truncated,
+        labels=classes(spec, rows, left),
         label_counts=per_class,
-        lengths=lengths(kept.rows, tokens),
+        lengths=lengths(left, tokens),
+        histograms=shapes,
+        near=alike.pairs,
     )
     refuse_miscount(admission)
     refuse_untrusted(spec, rows, said, admission)
@@ -95,7 +141,8 @@ class _Sieve:
     def take(self, fallen: Sequence[Fallen], checks: Sequence[Check]) -> None:
         for row in fallen:
             self.fallen.setdefault(row.at, row)
-        self.standing = [at for at in self.standing if at not in self.fallen]
+        if fallen:
+            self.standing = [at for at in self.standing if at not in self.fallen]
         self.checks += checks
 
     def sift(self, name: str, fallen: Sequence[Fallen]) -> None:
@@ -115,32 +162,22 @@ class _Sieve:
 
 
 def _offenders(spec: AdapterSpec, rows: Rows, said: Sequence[Verdict]) -> list[Fallen]:
-    """Rows that fail a critical rule, in the order of the suite."""
+    """Rows that fail a critical rule, in the order of the suite; a text that no tokenizer could fit is too long."""
     column = label_column(spec)
     values = [record.get(column) for record in rows.records] if column and spec.data.labels else []
     wrong = {value for value in values if isinstance(value, str)} - {*spec.data.labels}
     near = nearest_labels(sorted(wrong), spec.data.labels)
     return [
-        Fallen(at, verdict.rule, verdict.column, reason_of(verdict, _value(verdict, rows, at), near))
+        Fallen(
+            at,
+            "example_fits_max_tokens" if longest_text(spec, verdict) else verdict.rule,
+            verdict.column,
+            reason_of(verdict, _value(verdict, rows, at), near),
+        )
         for verdict in said
         if verdict.severity == "critical" and not verdict.passed
         for at in verdict.offenders or ()
     ]
-
-
-def _placed(spec: AdapterSpec, rows: Rows, standing: Sequence[int]) -> list[Placed]:
-    """The examples of the rows that stand, each on its side."""
-    split = spec.data.split
-    declared = {at: declared_side(rows.records[at].get(split.column)) for at in standing} if split.column else {}
-    has_validation = "validation" in declared.values()
-    placed = []
-    for at in standing:
-        file, row = rows.places[at]
-        example = example_of(spec, rows.records[at], row, file)
-        named = declared.get(at)
-        side = side_in(named, example.key, split, has_validation) if named else side_of(example.key, split)
-        placed.append(Placed(example, side, at))
-    return placed
 
 
 def _check_of(verdict: Verdict, rows: Rows) -> Check:

@@ -1,4 +1,4 @@
-"""A JSONL, CSV or Parquet file into rows. What cannot be a row is quarantined; what breaks the file refuses it.
+"""A JSONL, CSV, Parquet or Arrow file into rows. What cannot be a row is quarantined; what breaks the file refuses it.
 
 No reader guesses a type: the texts NA and null stay texts, and a CSV cell is always text.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn
 
@@ -18,6 +18,8 @@ from tasks.errors import DataRefused
 MAX_LINE_BYTES = 1_000_000
 MAX_COLUMNS = 1_000
 MAX_ROWS = 20_000_000
+MAX_CHARACTERS = 16 * 2**30
+BATCH_ROWS = 65_536
 
 _FOREIGN_MARKS = {
     b"\xff\xfe": "UTF-16",
@@ -99,7 +101,7 @@ def read_jsonl(stream: BinaryIO, path: str, file: str) -> Parsed:
         else:
             if not record.keys() <= seen.keys():
                 seen |= dict.fromkeys(record)
-                _check_columns(tuple(seen), f"{path}:{number}")
+                check_columns(tuple(seen), f"{path}:{number}")
             parsed.records.append(record)
             parsed.rows.append(number)
     parsed.columns = tuple(seen)
@@ -130,7 +132,7 @@ def read_csv(stream: BinaryIO, path: str, file: str) -> Parsed:
             continue
         if not parsed.columns:
             parsed.columns = tuple(cells)
-            _check_columns(parsed.columns, f"{path}:{number}")
+            check_columns(parsed.columns, f"{path}:{number}")
         elif len(cells) != len(parsed.columns):
             parsed.quarantine(
                 number, f"{len(cells)} fields where the header has {len(parsed.columns)}", ",".join(cells), file
@@ -141,31 +143,99 @@ def read_csv(stream: BinaryIO, path: str, file: str) -> Parsed:
 
 
 def read_parquet(stream: BinaryIO, path: str, file: str) -> Parsed:
-    """Records of a Parquet file, numbered from 1 in stored order. Read whole, because its index stands at its end."""
+    """Records of a Parquet file, numbered from 1 in stored order. Read whole, because its index stands at its end.
+
+    Texts are read as dictionaries, so that one that fills a gigabyte by repetition is refused before it does.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(pa.BufferReader(stream.read()))
+        content = pa.BufferReader(stream.read())
+        schema = pq.ParquetFile(content).schema_arrow
+        texts = [
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+        check_columns(tuple(schema.names), path)
+        opened = pq.ParquetFile(content, read_dictionary=texts)
         if opened.metadata.num_rows > MAX_ROWS:
             _refused("003", path, f"it claims {opened.metadata.num_rows:,} rows, above {MAX_ROWS:,}", "split the file")
-        _check_columns(tuple(opened.schema_arrow.names), path)
-        return table_rows(opened.read())
+        return table_rows(opened.iter_batches(batch_size=BATCH_ROWS), tuple(schema.names), path)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         if isinstance(error, DataRefused):
             raise
         _refused("003", path, f"not a readable Parquet file: {_first_line(error)}", "write the file again")
 
 
-def table_rows(table: Any) -> Parsed:
-    """Rows of an Arrow table, numbered from 1."""
-    columns = tuple(table.column_names)
-    values = [column.to_pylist() for column in table.columns]
-    records = [dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True)]
-    return Parsed(columns, records, list(range(1, len(records) + 1)))
+def read_arrow(stream: BinaryIO, path: str, file: str) -> Parsed:
+    """Records of an Arrow file or stream (`.arrow`, `.feather`), numbered from 1 in stored order."""
+    import pyarrow as pa
+
+    content = stream.read()
+    try:
+        open_ipc = pa.ipc.open_file if content.startswith(b"ARROW1") else pa.ipc.open_stream
+        with open_ipc(pa.BufferReader(content)) as reader:
+            check_columns(tuple(reader.schema.names), path)
+            batches = (
+                (reader.get_batch(at) for at in range(reader.num_record_batches))
+                if hasattr(reader, "num_record_batches")
+                else iter(reader)
+            )
+            return table_rows(batches, tuple(reader.schema.names), path)
+    except (pa.ArrowException, OSError, ValueError, OverflowError, EOFError) as error:
+        if isinstance(error, DataRefused):
+            raise
+        _refused("003", path, f"not a readable Arrow file: {_first_line(error)}", "write the file again")
 
 
-def _check_columns(columns: Sequence[str], where: str) -> None:
+def table_rows(batches: Iterable[Any], columns: tuple[str, ...], path: str) -> Parsed:
+    """Rows of Arrow batches, numbered from 1; equal texts of a dictionary are one object.
+
+    Raises:
+        DataRefused: more rows or characters than a data set has.
+    """
+    parsed, characters = Parsed(columns), 0
+    for batch in batches:
+        values = []
+        for column in batch.columns:
+            characters += _characters(column)
+            if characters > MAX_CHARACTERS or len(parsed.records) > MAX_ROWS:
+                most = f"{MAX_ROWS:,} rows or {MAX_CHARACTERS:,} bytes of text"
+                _refused("003", path, f"it unfolds to more than {most}", "split the file")
+            values.append(_values(column))
+        parsed.records += [dict(zip(columns, cells, strict=True)) for cells in zip(*values, strict=True)]
+    parsed.rows = list(range(1, len(parsed.records) + 1))
+    return parsed
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist()
+    known = column.dictionary.to_pylist()
+    return [None if at is None else known[at] for at in column.indices.to_pylist()]
+
+
+def _characters(column: Any) -> int:
+    """Bytes of text that a column unfolds to, before it does."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    if not (pa.types.is_string(column.dictionary.type) or pa.types.is_large_string(column.dictionary.type)):
+        return int(column.nbytes)
+    lengths = pc.take(pc.binary_length(column.dictionary), column.indices)
+    return int(pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0)
+
+
+def check_columns(columns: Sequence[str], where: str) -> None:
+    """Refuse more columns than a data set has, and a name that two of them share.
+
+    Raises:
+        DataRefused: if that is so.
+    """
     if len(columns) > MAX_COLUMNS:
         _refused(
             "003", where, f"{len(columns):,} columns, above {MAX_COLUMNS:,}", "keep the columns that the spec names"

@@ -1,4 +1,4 @@
-"""Guards on single rows that no expectation states: spelling of classes, named sides, length in tokens, frozen rows."""
+"""Guards on single rows that no expectation states: spelling of classes, sides, scripts, lengths, frozen rows."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.data.admission import Fallen, shown
-from tasks.data.examples import input_columns, label_column, length_text, normalised, target_columns
+from tasks.data.examples import input_columns, label_column, normalised, target_columns
 from tasks.data.labels import spelt_otherwise
 from tasks.data.leakage import Placed
-from tasks.data.splits import DECLARED, declared_side
+from tasks.data.scripts import script_of
+from tasks.data.splits import DECLARED, declared_side, time_of
 from tasks.specs import AdapterSpec
 
+Records = Sequence[Mapping[str, Any]]
 CountTokens = Callable[[Sequence[str]], list[int]]
 COUNTED_AT_ONCE = 4096
 
 
-def mixed_spelling(spec: AdapterSpec, records: Sequence[Mapping[str, Any]], standing: Sequence[int]) -> list[Fallen]:
+def mixed_spelling(spec: AdapterSpec, records: Records, standing: Sequence[int]) -> list[Fallen]:
     """Labels that differ from a more frequent one only in case or space, where no closed set says which are right."""
     column = label_column(spec)
     if column is None or spec.data.labels:
@@ -29,7 +31,7 @@ def mixed_spelling(spec: AdapterSpec, records: Sequence[Mapping[str, Any]], stan
     ]
 
 
-def unknown_sides(spec: AdapterSpec, records: Sequence[Mapping[str, Any]], standing: Sequence[int]) -> list[Fallen]:
+def unknown_sides(spec: AdapterSpec, records: Records, standing: Sequence[int]) -> list[Fallen]:
     """Rows whose split column names no side."""
     column = spec.data.split.column
     if column is None:
@@ -40,6 +42,26 @@ def unknown_sides(spec: AdapterSpec, records: Sequence[Mapping[str, Any]], stand
         for at in standing
         if declared_side(records[at].get(column)) is None
     ]
+
+
+def unknown_groups(spec: AdapterSpec, records: Records, standing: Sequence[int]) -> list[Fallen]:
+    """Rows without the group or the time by which the spec splits."""
+    split = spec.data.split
+    if split.time is not None:
+        return [
+            Fallen(at, "group_is_known", split.time, f"{shown(value)} is no ISO 8601 date or time")
+            for at in standing
+            if time_of(value := records[at].get(split.time)) is None
+        ]
+    if split.group is not None:
+        return [
+            Fallen(at, "group_is_known", split.group, f"{shown(value)} names no group")
+            for at in standing
+            if (value := records[at].get(split.group)) is None
+            or isinstance(value, list | dict)
+            or not str(value).strip()
+        ]
+    return []
 
 
 def invisible(spec: AdapterSpec, placed: Sequence[Placed]) -> list[Fallen]:
@@ -53,22 +75,21 @@ def invisible(spec: AdapterSpec, placed: Sequence[Placed]) -> list[Fallen]:
     ]
 
 
-def token_counts(spec: AdapterSpec, placed: Sequence[Placed], count_tokens: CountTokens) -> dict[int, int]:
-    """Length of each example in tokens, by index; a prompt counts together with its completion.
-
-    Raises:
-        ValueError: if `count_tokens` does not return one count per text.
-    """
-    counts: dict[int, int] = {}
-    for start in range(0, len(placed), COUNTED_AT_ONCE):
-        rows = placed[start : start + COUNTED_AT_ONCE]
-        lengths = count_tokens([length_text(spec.kind, row.example) for row in rows])
-        counts |= zip((row.at for row in rows), lengths, strict=True)
-    return counts
+def foreign_scripts(spec: AdapterSpec, placed: Sequence[Placed]) -> list[Fallen]:
+    """Inputs whose letters are mostly of a script that the spec does not name; one without letters is of none."""
+    allowed = {*spec.data.scripts, ""}
+    if not spec.data.scripts:
+        return []
+    column = ", ".join(input_columns(spec))
+    return [
+        Fallen(row.at, "input_is_in_an_allowed_script", column, f"{script} letters in {shown(row.example.input)}")
+        for row in placed
+        if (script := script_of(row.example.input)) not in allowed
+    ]
 
 
 def too_long(spec: AdapterSpec, placed: Sequence[Placed], tokens: Mapping[int, int]) -> list[Fallen]:
-    """Examples above `data.max_tokens`; cutting them would hide the end of the prompt or the answer."""
+    """Examples above `data.max_tokens`; cutting them unasked would hide the end of the prompt or the answer."""
     column, most = ", ".join(input_columns(spec)), spec.data.max_tokens
     return [
         Fallen(row.at, "example_fits_max_tokens", column, f"{tokens[row.at]:,} tokens where {most:,} are allowed")

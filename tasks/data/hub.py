@@ -55,7 +55,8 @@ def read_hub(name: str, revision: str | None) -> tuple[str, dict[str, Parsed]]:
     digest = hashlib.sha256()
     read = {}
     for split, content in splits.items():
-        parsed = read[split] = table_rows(content.with_format("arrow")[:])
+        table = content.with_format("arrow")[:]
+        parsed = read[split] = table_rows(table.to_batches(), tuple(table.column_names), place)
         classes = {column: kind for column, kind in content.features.items() if isinstance(kind, datasets.ClassLabel)}
         named = "split" in parsed.columns
         for record in parsed.records:

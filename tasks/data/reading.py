@@ -1,7 +1,8 @@
-"""A source into rows: a file, a folder of files, or a hub id. A file is read once: what is hashed is what is parsed."""
+"""A source into rows: a file, a folder of files, a hub id or a query. What is hashed is what is parsed."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,10 +14,11 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from tasks.data.admission import Quarantined, RowUnit, shown
-from tasks.data.formats import Parsed, read_csv, read_jsonl, read_parquet
+from tasks.data.formats import Parsed, read_arrow, read_csv, read_jsonl, read_parquet, utf8_lines
 from tasks.errors import DataRefused, Problem, SpecRefused
 from tasks.specs import DataSpec
 
+OnBytes = Callable[[int, int], None]
 Reader = Callable[[BinaryIO, str, str], Parsed]
 FORMATS: MappingProxyType[str, tuple[str, Reader, RowUnit]] = MappingProxyType(
     {
@@ -24,9 +26,13 @@ FORMATS: MappingProxyType[str, tuple[str, Reader, RowUnit]] = MappingProxyType(
         ".ndjson": ("JSONL", read_jsonl, "line"),
         ".csv": ("CSV", read_csv, "line"),
         ".parquet": ("Parquet", read_parquet, "record"),
+        ".arrow": ("Arrow", read_arrow, "record"),
+        ".feather": ("Arrow", read_arrow, "record"),
     }
 )
-_REMEDY = "name a .jsonl, .csv or .parquet file, or a folder of one of them"
+HEAD_BYTES = 4 * 2**20
+EARLY_BYTES = 32 * 2**20
+_REMEDY = "name a .jsonl, .csv, .parquet or .arrow file, or a folder of one of them"
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,10 @@ class Rows:
         return ":".join(part for part in (path, number, column) if part)
 
 
-def read_rows(data: DataSpec) -> Rows:
+def read_rows(data: DataSpec, on_progress: OnBytes = lambda done, total: None) -> Rows:
     """All rows of the source that meet `data.where`, with the SHA-256 of the bytes that were read.
 
+    `on_progress` hears how many bytes of how many of the file at hand are read.
     A row that cannot be parsed may or may not meet `where`, so it stays. The digest of a folder is that of its
     `sha256  name` lines in order of name; that of a hub id, of its rows as JSON.
 
@@ -71,13 +78,15 @@ def read_rows(data: DataSpec) -> Rows:
         DataRefused: a source that is missing, not readable or not a data file, or no row that meets `data.where`.
         DependencyDown: the hub does not answer.
     """
-    if is_local(data.source):
+    if data.query is not None:
+        rows = _read_query(data.source, data.query)
+    elif is_local(data.source):
         if data.revision is not None:
             raise SpecRefused.one(
                 "E-SPEC-031", "data.revision", "a path has no revision", "remove it; the bytes are hashed"
             )
         try:
-            rows = _read_local(Path(data.source))
+            rows = _read_local(Path(data.source), on_progress)
         except OSError as error:
             wrong = (error.strerror or str(error)).lower()
             raise DataRefused.one(
@@ -103,6 +112,25 @@ def read_rows(data: DataSpec) -> Rows:
         unit=rows.unit,
         filtered=len(rows.records) - len(kept),
     )
+
+
+def digest_of(data: DataSpec) -> str | None:
+    """The digest that `read_rows` would give, from the bytes alone; None where only reading the rows can tell."""
+    if data.query is not None or not is_local(data.source):
+        return None
+    source = Path(data.source)
+    try:
+        files = data_files(source) if source.is_dir() else [source]
+        sums = []
+        for path in files:
+            if not stat.S_ISREG(path.stat().st_mode):
+                return None
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums.append(f"{digest}  {path.relative_to(source).as_posix() if source.is_dir() else path.name}\n")
+    except (OSError, DataRefused):
+        return None  # the door says what is wrong
+    return hashlib.sha256("".join(sums).encode()).hexdigest() if source.is_dir() else sums[0][:64]
 
 
 def is_local(source: str) -> bool:
@@ -135,9 +163,9 @@ def _nothing_meets(where: Mapping[str, str], rows: Rows) -> DataRefused:
     return DataRefused(Problem("E-DATA-005", rows.source, wrong, "change data.where"))
 
 
-def _read_local(source: Path) -> Rows:
+def _read_local(source: Path, on_progress: OnBytes) -> Rows:
     folder = source.is_dir()
-    files = _data_files(source) if folder else [source]
+    files = data_files(source) if folder else [source]
     columns: dict[str, None] = {}
     records: list[dict[str, Any]] = []
     places: list[tuple[str, int]] = []
@@ -145,7 +173,7 @@ def _read_local(source: Path) -> Rows:
     sums = []
     for path in files:
         file = path.relative_to(source).as_posix() if folder else path.name
-        parsed, digest = _read_file(path, file)
+        parsed, digest = _read_file(path, file, on_progress)
         columns |= dict.fromkeys(parsed.columns)
         records += parsed.records
         places += [(file, row) for row in parsed.rows]
@@ -166,7 +194,15 @@ def _read_hub(data: DataSpec) -> Rows:
     return Rows(tuple(columns), records, digest, f"{data.source}@{data.revision}", places, (), "record", 0)
 
 
-def _data_files(folder: Path) -> list[Path]:
+def _read_query(source: str, query: str) -> Rows:
+    from tasks.data.database import read_query, shown_url
+
+    digest, parsed = read_query(source, query)
+    places = [("", row) for row in parsed.rows]
+    return Rows(parsed.columns, parsed.records, digest, shown_url(source), places, (), "record", 0)
+
+
+def data_files(folder: Path) -> list[Path]:
     """Data files below a folder in order of their relative names; hidden ones and other suffixes are no data."""
     found = [path for path in folder.rglob("*") if path.suffix.lower() in FORMATS and not path.is_dir()]
     files = [path for path in found if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
@@ -187,19 +223,60 @@ def _data_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path, file: str) -> tuple[Parsed, str]:
+def head_of(path: Path, size: int = HEAD_BYTES) -> bytes:
+    """The first bytes of a data file.
+
+    Raises:
+        DataRefused: it cannot be read, is no regular file, or its ending names no format.
+    """
+    try:
+        with _opened(path) as raw:
+            return io.BufferedReader(raw).read(size)
+    except OSError as error:
+        wrong = (error.strerror or str(error)).lower()
+        raise DataRefused.one("E-DATA-001", path, wrong, "name data that can be read") from None
+
+
+def refuse_early(data: DataSpec) -> None:
+    """Read local data whole where that takes a second, else its beginning, before anything slow is started for it.
+
+    Raises:
+        DataRefused: what `read_rows` says.
+    """
+    if data.query is not None or not is_local(data.source):
+        return
+    source = Path(data.source)
+    with contextlib.suppress(OSError):  # which `read_rows` says better
+        files = data_files(source) if source.is_dir() else [source]
+        if sum(path.stat().st_size for path in files) > EARLY_BYTES:
+            for path in files:
+                kind, reader, _ = FORMATS.get(path.suffix.lower(), ("", None, "line"))
+                head = head_of(path)
+                if reader is not None and kind in ("JSONL", "CSV"):
+                    for _ in utf8_lines(io.BytesIO(head[: head.rfind(b"\n") + 1] or head), str(path)):
+                        pass
+            return
+    read_rows(data)
+
+
+def _opened(path: Path) -> io.FileIO:
     if path.suffix.lower() not in FORMATS:
         path.stat()  # a name that does not exist is reported as that
         raise DataRefused.one("E-DATA-001", path, f"the ending of '{path.name}' names no data format", _REMEDY)
     # without O_NONBLOCK, opening a FIFO would wait for a writer that may never come
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb", buffering=0) as raw:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise DataRefused.one("E-DATA-001", path, "not a regular file", "copy the data into a file")
-        hashed = _Hashed(raw)
+    raw = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+        raw.close()
+        raise DataRefused.one("E-DATA-001", path, "not a regular file", "copy the data into a file")
+    return raw
+
+
+def _read_file(path: Path, file: str, on_progress: OnBytes) -> tuple[Parsed, str]:
+    with _opened(path) as raw:
+        before = os.fstat(raw.fileno())
+        hashed = _Hashed(raw, lambda size: on_progress(size, before.st_size))
         parsed = FORMATS[path.suffix.lower()][1](io.BufferedReader(hashed, 1 << 20), str(path), file)
-        after = os.fstat(descriptor)
+        after = os.fstat(raw.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or hashed.size != after.st_size:
         raise DataRefused.one(
             "E-DATA-021", path, "the file changed while it was read", "let the writer finish, then try again"
@@ -210,8 +287,8 @@ def _read_file(path: Path, file: str) -> tuple[Parsed, str]:
 class _Hashed(io.RawIOBase):
     """A stream that hashes what passes through it."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self.raw, self.size, self.digest = raw, 0, hashlib.sha256()
+    def __init__(self, raw: io.RawIOBase, on_size: Callable[[int], None]) -> None:
+        self.raw, self.size, self.digest, self.on_size = raw, 0, hashlib.sha256(), on_size
 
     def readable(self) -> bool:
         return True
@@ -220,4 +297,5 @@ class _Hashed(io.RawIOBase):
         count = self.raw.readinto(buffer) or 0
         self.digest.update(memoryview(buffer)[:count])
         self.size += count
+        self.on_size(self.size)
         return count

@@ -62,9 +62,31 @@ def refuse_untrusted(spec: AdapterSpec, rows: Rows, said: Sequence[Verdict], adm
 
 
 def _problems_of_counts(spec: AdapterSpec, admission: Admission) -> list[Problem]:
-    """Frozen test rows are sound and only kept out, so they do not count as bad."""
+    """Rows that are sound and only kept out (frozen test rows, near leaks, long ones if asked) do not count as bad."""
     data, source, problems = spec.data, admission.source, []
-    bad = sum(row.guard != "frozen_rows_only_test" for row in admission.quarantined)
+    sound = {
+        "frozen_rows_only_test",
+        "no_near_leak",
+        *(("example_fits_max_tokens",) if data.overlong == "drop" else ()),
+    }
+    bad = sum(row.guard not in sound for row in admission.quarantined)
+    overlong = sum(row.guard == "example_fits_max_tokens" for row in admission.quarantined)
+    if overlong and data.overlong == "refuse":
+        wrong = f"{overlong:,} of {admission.rows_in:,} rows are longer than {data.max_tokens:,} tokens"
+        remedy = "raise data.max_tokens, or set data.overlong: drop or truncate"
+        problems.append(Problem("E-DATA-030", source, wrong, remedy))
+    for check in admission.checks:
+        if check.passed or check.severity != "critical":
+            continue
+        if check.name == "every_class_has_enough_train_rows":
+            few = ", ".join(check.samples)
+            wrong = f"{check.unexpected} classes have fewer than {data.min_class_rows} train rows: {few}"
+            remedy = "add rows of them, or lower data.min_class_rows"
+            problems.append(Problem("E-DATA-029", f"{source}:{check.column}", wrong, remedy))
+        elif check.name == "no_near_leak" and data.near.leaks == "refuse":
+            wrong = f"{check.unexpected:,} rows that are learned from nearly repeat one that judges; {check.samples[0]}"
+            remedy = "remove them, or set data.near.leaks: quarantine"
+            problems.append(Problem("E-DATA-028", source, wrong, remedy))
     most = data.max_quarantined
     if bad > most * admission.rows_in:
         share = bad / admission.rows_in

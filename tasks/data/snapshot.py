@@ -3,7 +3,8 @@
 examples.parquet    every accepted example with its key, side, row and file
 quarantine.jsonl    every row kept out: row, field, reason, record
 suite.json          the Great Expectations suite
-report.json         counts, checks, reasons, labels, lengths, digests: all that a report shows
+near.jsonl          pairs of inputs that are nearly the same, the first of each kind
+report.json         counts, checks, reasons, labels, lengths, histograms, digests: all that a report shows
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tasks.data.examples import Example
 from tasks.errors import ArtifactRefused
 from tasks.specs import SIDES, Side
 
-FORMAT = 1
+FORMAT = 2
 _COLUMNS = ("key", "side", "input", "target", "row", "file")
 _REASON_ROWS = 5
 
@@ -40,12 +42,29 @@ class Snapshot:
     filtered: int
     quarantined: int
     deduplicated: int
+    truncated: int
     counts: Mapping[Side, int]
     labels: tuple[str, ...]
     label_counts: Mapping[Side, Mapping[str, int]]
     lengths: Mapping[Side, Mapping[str, Mapping[str, int]]]
+    histograms: Mapping[str, Mapping[str, int]]
     reasons: tuple[Mapping[str, Any], ...]
     checks: tuple[Check, ...]
+
+    def quarantine(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Rows that were kept out, in the order of the source: row, field, reason, record, guard, file."""
+        with (self.folder / "quarantine.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in islice(file, most)]
+
+    def near_pairs(self) -> list[dict[str, Any]]:
+        """The first pairs of inputs that are nearly the same, as `NearPair` names their parts."""
+        with (self.folder / "near.jsonl").open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    @property
+    def suite(self) -> dict[str, Any]:
+        """The Great Expectations suite that the rows were held against."""
+        return json.loads((self.folder / "suite.json").read_text("utf-8"))
 
     def examples(self, side: Side) -> tuple[Example, ...]:
         """Examples of one side in the order of the source."""
@@ -57,7 +76,7 @@ class Snapshot:
 
 
 def write_snapshot(admission: Admission, folder: Path) -> None:
-    """Write the four files into a folder that is new or empty.
+    """Write the five files into a folder that is new or empty.
 
     Raises:
         FileExistsError: if the folder already holds something; a snapshot is never changed.
@@ -74,6 +93,7 @@ def write_snapshot(admission: Admission, folder: Path) -> None:
     table = pa.table(dict(zip(_COLUMNS, cells, strict=True)), schema=schema)
     pq.write_table(table, folder / "examples.parquet", compression="zstd")
     (folder / "quarantine.jsonl").write_text("".join(_line(asdict(bad)) for bad in admission.quarantined), "utf-8")
+    (folder / "near.jsonl").write_text("".join(_line(pair._asdict()) for pair in admission.near), "utf-8")
     (folder / "suite.json").write_text(_page(admission.suite), "utf-8")
     (folder / "report.json").write_text(_page(report_of(admission)), "utf-8")
 
@@ -113,10 +133,12 @@ def report_of(admission: Admission) -> dict[str, Any]:
         "accepted": admission.accepted,
         "quarantined": len(admission.quarantined),
         "deduplicated": admission.deduplicated,
+        "truncated": admission.truncated,
         "counts": admission.counts,
         "labels": list(admission.labels),
         "label_counts": admission.label_counts,
         "lengths": admission.lengths,
+        "histograms": admission.histograms,
         "reasons": _reasons(admission),
         "checks": [asdict(check) for check in admission.checks],
     }

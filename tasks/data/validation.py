@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.data.admission import shown, type_found
-from tasks.data.examples import VISIBLE, label_column, text_columns
+from tasks.data.examples import VISIBLE, label_column, target_columns, text_columns
 from tasks.data.expectations import class_of, rules_of_the_spec
 from tasks.data.reading import missing_columns
 from tasks.specs import AdapterSpec, Severity
@@ -71,7 +71,7 @@ def suite_for(spec: AdapterSpec, columns: Sequence[str]) -> ExpectationSuite:
 
 def implied_rules(spec: AdapterSpec) -> list[tuple[str, dict[str, Any]]]:
     """What the kind of task asks of its data, by Great Expectations names; all critical."""
-    longest = spec.data.max_tokens * CHARACTERS_PER_TOKEN
+    longest = longest_characters(spec)
     label, split = label_column(spec), spec.data.split.column
     rules: list[tuple[str, dict[str, Any]]] = [
         ("expect_table_row_count_to_be_between", {"min_value": spec.data.min_rows})
@@ -84,13 +84,38 @@ def implied_rules(spec: AdapterSpec) -> list[tuple[str, dict[str, Any]]]:
             ("expect_column_values_to_be_of_type", {"column": name, "type_": "str"}),
             ("expect_column_values_to_not_match_regex", {"column": name, "regex": NUL}),
             ("expect_column_values_to_match_regex", {"column": name, "regex": VISIBLE}),
-            ("expect_column_value_lengths_to_be_between", {"column": name, "max_value": longest}),
         ]
+        if spec.data.overlong != "truncate":
+            rules.append(("expect_column_value_lengths_to_be_between", {"column": name, "max_value": longest}))
     if label and spec.data.labels:
         rules.append(("expect_column_values_to_be_in_set", {"column": label, "value_set": list(spec.data.labels)}))
+    for name in target_columns(spec) if spec.data.target_format == "json" else ():
+        rules.append(("expect_column_values_to_be_json_parseable", {"column": name}))
+    for name in target_columns(spec) if spec.data.target_regex else ():
+        rules.append(("expect_column_values_to_match_regex", {"column": name, "regex": spec.data.target_regex}))
     if spec.kind == "classification":
         rules.append(("expect_column_unique_value_count_to_be_between", {"column": spec.data.label, "min_value": 2}))
     return rules
+
+
+def longest_characters(spec: AdapterSpec) -> int:
+    """Characters above which no tokenizer could make the text fit."""
+    return spec.data.max_tokens * CHARACTERS_PER_TOKEN
+
+
+def longest_text(spec: AdapterSpec, verdict: Verdict) -> bool:
+    """Whether a verdict is that of the implied rule on characters."""
+    asked = {name: value for name, value in verdict.arguments.items() if value is not None and name != "column"}
+    return verdict.rule == "expect_column_value_lengths_to_be_between" and asked == {
+        "max_value": longest_characters(spec)
+    }
+
+
+def frame_of(table: Mapping[str, Sequence[Any]]) -> Any:
+    """A pandas frame of Python objects: no type is guessed."""
+    import pandas as pd
+
+    return pd.DataFrame({name: pd.Series(_hashable(values), dtype=object) for name, values in table.items()})
 
 
 def verdicts(suite: ExpectationSuite, table: Mapping[str, Sequence[Any]]) -> tuple[Verdict, ...]:
@@ -99,12 +124,11 @@ def verdicts(suite: ExpectationSuite, table: Mapping[str, Sequence[Any]]) -> tup
     A rule that raised, or saw no value, has `error` and did not pass.
     """
     gx, _ = great_expectations()
-    import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    frame = pd.DataFrame({name: pd.Series(_hashable(values), dtype=object) for name, values in table.items()})
+    frame = frame_of(table)
     asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     complete = {"result_format": "COMPLETE", "return_unexpected_index_query": False, "partial_unexpected_count": 0}

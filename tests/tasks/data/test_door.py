@@ -105,7 +105,7 @@ PLANTED = {  # row as JSON, and the guard and field that must find it
     "blank": ({"text": " \t\u00a0", "label": "fee"}, ("expect_column_values_to_match_regex", "text")),
     "zero width": ({"text": "\u200b\ufeff", "label": "fee"}, ("expect_column_values_to_match_regex", "text")),
     "nul": ({"text": "a\0b", "label": "fee"}, ("expect_column_values_to_not_match_regex", "text")),
-    "endless": ({"text": "a" * 20_000, "label": "fee"}, ("expect_column_value_lengths_to_be_between", "text")),
+    "endless": ({"text": "a" * 20_000, "label": "fee"}, ("example_fits_max_tokens", "text")),
     "too long": ({"text": "word " * 300, "label": "fee"}, ("example_fits_max_tokens", "text")),
     "foreign label": ({"text": "what is this", "label": "Fee "}, ("expect_column_values_to_be_in_set", "label")),
     "contradicted": ({"text": "COMPLAINT 4 about  a late card", "label": "fee"}, ("one_input_one_target", "label")),
@@ -130,7 +130,7 @@ def test_each_planted_row_is_found_and_no_other(tmp_path, asks, clean):
     lines.append(json.dumps({"text": "complaint  50 about a late CARD", "label": "card", "split": "train"}))  # a repeat
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines))
-    spec = asks(path, labels=("card", "fee"), split={"column": "split"}, max_quarantined=0.2)
+    spec = asks(path, labels=("card", "fee"), split={"column": "split"}, max_quarantined=0.2, overlong="drop")
     admission = admit(spec, count_tokens=words, forbidden={key_of("a frozen question"): "2026-q1"})
     assert reasons(admission) == expected
     assert (admission.rows_in, admission.deduplicated, admission.accepted) == (220, 1, 199)

@@ -11,7 +11,7 @@ from tasks.data.validation import great_expectations
 from tasks.errors import ArtifactRefused
 from tasks.specs import SIDES
 
-FILES = ("examples.parquet", "quarantine.jsonl", "report.json", "suite.json")
+FILES = ("examples.parquet", "near.jsonl", "quarantine.jsonl", "report.json", "suite.json")
 
 
 @pytest.fixture
@@ -40,6 +40,8 @@ def test_what_is_written_is_read_back(tmp_path, admission):
         "checks",
         "row_unit",
         "filtered",
+        "truncated",
+        "histograms",
     ):
         assert getattr(again, name) == getattr(admission, name)
     assert again.rows_in == sum(again.counts.values()) + again.quarantined + again.deduplicated == 123
