@@ -33,7 +33,7 @@ OLDEST_PYTHON = (3, 11)
 FREE_GIB = 5.0
 NF4_SECONDS = 180
 NF4_WORST_ERROR = 0.2  # relative, of a round trip through 16 levels; a normal matrix gives about 0.10
-INSTALL = "pip install -c constraints.txt -e '.[train,postgres,dev]'"
+INSTALL = "pip install -c constraints.txt -e '.[train,postgres,inspect,dev]'"
 
 # Runs apart: it needs the GPU stack, which takes seconds to load and which this package never imports.
 NF4_PROBE = """
