@@ -43,10 +43,10 @@ class Slice:
 class Unfit(GateRefused):
     """A run that came to nothing that may be kept, and what its curve says."""
 
-    def __init__(self, name: str, findings: Sequence[Finding]) -> None:
+    def __init__(self, name: str, findings: Sequence[Finding], seconds: float) -> None:
         remedy = "nothing was registered; change the recipe"
         super().__init__(*(Problem("E-TRAIN-001", name, f.sentence, remedy) for f in findings if f.fatal))
-        self.findings = tuple(findings)
+        self.findings, self.seconds = tuple(findings), seconds
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def trained(
 
     Args:
         workplace: where checkpoints lie; with it an interrupted run goes on, as the same run in MLflow.
+        attempt: 0 for the run that was asked for; its repairs are its children in MLflow.
 
     Raises:
         Unfit: the run came to nothing that may be kept (NaN, no gradient, diverged, the base unchanged).
@@ -179,6 +180,7 @@ def trained(
             tags=dict(tags),
             params=settings,
             key=workplace.run_key(attempt) if workplace else None,
+            parent=workplace.run_key() if workplace and attempt else None,
         ) as run:
             for data in datasets:
                 run.log_dataset(data.record.source, data.digest, data.record.source, context="training")
@@ -220,7 +222,7 @@ def trained(
                 f" {done.padding_share:.1%} padding; {findings[0].sentence}"
             )
             if any(finding.fatal for finding in findings):
-                raise Unfit(name, findings)
+                raise Unfit(name, findings, done.seconds)
             (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if spec.kind == "classification":  # the names of the head's outputs, where whoever loads it looks for them
                 (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")
@@ -374,6 +376,13 @@ def known_scores(home: Home, subject: str, slices: Sequence[Slice], metric: str)
     }
     found = (e for e in home.ledger.evaluations(subject) if e.metric == metric)
     return {e.dataset: e for e in found if rows.get((e.dataset, e.side)) == e.keys}
+
+
+def answers_are_wanted_soon() -> None:
+    """Have the fresh process of `answers_when_loaded` load its libraries beside the scoring that comes first."""
+    from tasks.export.answer import expect_a_question
+
+    expect_a_question()
 
 
 def answers_when_loaded(home: Home, version: VersionRecord, rows: int = 3) -> tuple[str, ...]:

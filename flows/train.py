@@ -17,11 +17,11 @@ from flows.learn import (
     settled,
     slice_of,
     subject_of,
-    trained,
 )
 from flows.progress import voice
 from flows.promote import judged_from_ledger, moved_to_champion, scores_on_tests
 from flows.publish import mirrored, publish_training
+from flows.repairing import trained_well
 from flows.resuming import working_on
 from flows.validate import identified, validated
 from flows.wiring import Home, opened
@@ -70,7 +70,7 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
         )
         slices = [test, *earlier_slices(home, spec, data)]
         tags = {"factory.flow": "train"}
-        with trained(
+        with trained_well(
             home, spec, learn, choose, name=spec.task, tags=tags, datasets=[data], workplace=workplace
         ) as candidate:
             before = scored(spec, [test], None, learn)[test.name]

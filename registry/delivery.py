@@ -86,6 +86,9 @@ class Delivery:
         if found is None:
             experiment = experiment_id(mlflow, event["experiment"], self._artifacts)
             tags = {**event["tags"], RUN_KEY: self._journal.key}
+            above = run_of(mlflow, event["parent"]) if event.get("parent") else None
+            if above is not None:
+                tags["mlflow.parentRunId"] = above.info.run_id
             found = mlflow.create_run(experiment, start_time=event["at_ms"], tags=tags, run_name=event["name"])
         elif found.info.status != "RUNNING":  # it goes on after an interruption
             mlflow.update_run(found.info.run_id, status="RUNNING")

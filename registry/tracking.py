@@ -201,20 +201,21 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
         key: str | None = None,
+        parent: str | None = None,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, FAILED (an exception) or KILLED (interrupted), and raises nothing of its own.
 
         Args:
             key: of the run to go on with, if it has begun, and of the new one, if it has not; drawn by default.
+            parent: key of the run that this one is shown under.
         """
         prepare(self.uri)
         journal = Journal.reopen(self.spool, key or uuid.uuid4().hex)
         said = self._said_before(journal) if key else {}
         sender = Sender(journal, self._delivery(journal), self._interval_seconds)
         run = Run(journal, sender, self._clock, said)
-        run._say(
-            "begin", name=name, experiment=experiment, tags={key: str(value) for key, value in (tags or {}).items()}
-        )
+        plain = {name: str(value) for name, value in (tags or {}).items()}
+        run._say("begin", name=name, experiment=experiment, tags=plain, parent=parent)
         if params:
             run.log_params(params)
         sender.start()

@@ -275,6 +275,15 @@ class RepairSpec(Spec):
     )
 
 
+class RepairSpec(Spec):
+    """What may be tried where the curve of a run names a fault: one change at a time, the best run is kept."""
+
+    attempts: int = Field(0, ge=0, le=10, description="Further runs, each with one bounded change; 0: none.")
+    budget_minutes: float = Field(
+        60.0, gt=0, description="Training time of all attempts together; none starts that would exceed it."
+    )
+
+
 class GateSpec(Spec):
     """What a candidate must show before it is served. Bounds are paired and one-sided, at `confidence`."""
 
@@ -367,6 +376,9 @@ class AdapterSpec(Spec):
     data: DataSpec = Field(description="Where the rows are, and how a row becomes an example.")
     method: MethodSpec = Field(default_factory=lambda: MethodSpec(), description="How the weights may change.")
     training: TrainingSpec = Field(default_factory=lambda: TrainingSpec(), description="The optimisation.")
+    repair: RepairSpec = Field(
+        default_factory=lambda: RepairSpec(), description="What may be tried where the curve names a fault."
+    )
     repair: RepairSpec = Field(
         default_factory=lambda: RepairSpec(), description="What may be tried where the curve names a fault."
     )

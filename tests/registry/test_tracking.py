@@ -384,3 +384,12 @@ def test_a_run_that_was_told_to_stop_is_killed_not_failed(tracker: Tracker, mlfl
     with pytest.raises(Told), tracker.run(name="r", experiment="e"):
         raise Told
     assert sql(mlflow_folder, "SELECT status FROM runs") == [("KILLED",)]
+
+
+def test_a_repair_is_shown_under_the_run_that_it_repairs(tracker: Tracker, mlflow_folder: Path) -> None:
+    with tracker.run(name="first", experiment="e", key="first"):
+        pass
+    with tracker.run(name="repair", experiment="e", key="second", parent="first"):
+        pass
+    ((first,),) = sql(mlflow_folder, "SELECT run_uuid FROM runs WHERE name = 'first'")
+    assert sql(mlflow_folder, "SELECT value FROM tags WHERE key = 'mlflow.parentRunId'") == [(first,)]

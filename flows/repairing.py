@@ -1,0 +1,110 @@
+"""A run whose curve names a fault is repaired: one change, another run, within a budget; the best one is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flows.learn import Candidate, Slice, Unfit, plan_run, scored, trained
+from flows.progress import voice
+from flows.resuming import Workplace
+from flows.validate import Dataset, base_folder
+from flows.wiring import Home
+from tasks.data.examples import Example
+from tasks.errors import SpecRefused
+from tasks.memory import refuse_if_too_large
+from tasks.specs import AdapterSpec
+from tasks.training.diagnosis import Finding
+from tasks.training.repair import next_repair
+
+
+def trained_well(
+    home: Home,
+    asked: AdapterSpec,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    datasets: Sequence[Dataset],
+    workplace: Workplace,
+    start: Path | None = None,
+) -> Candidate:
+    """The run that was asked for, and up to `repair.attempts` more; the one with the best score on the validation rows.
+
+    Each further run is a child of the first in MLflow and says there why it was made. The test rows are not looked at.
+
+    Raises:
+        Unfit: no attempt came to anything that may be kept.
+    """
+    kept: list[tuple[float, Candidate]] = []
+    tried: list[AdapterSpec] = []
+    spec, reason, spent_seconds, unfit = asked, "", 0.0, None
+    try:
+        for attempt in range(asked.repair.attempts + 1):
+            tried.append(spec)
+            try:
+                candidate = trained(
+                    home,
+                    spec,
+                    train,
+                    validation,
+                    name=f"{name} repair {attempt}" if attempt else name,
+                    tags={**tags, "factory.repair": reason} if attempt else tags,
+                    datasets=datasets,
+                    start=start,
+                    workplace=workplace,
+                    attempt=attempt,
+                )
+            except Unfit as error:
+                unfit, findings, seconds = error, error.findings, error.seconds
+            else:
+                findings, seconds = candidate.findings, candidate.figures["train_seconds"]
+                if attempt:
+                    told = Finding("repaired", f"attempt {attempt} of {asked.repair.attempts}: {reason}", "")
+                    candidate = replace(candidate, findings=(*findings, told))
+                kept.append((_score(spec, validation, candidate) if asked.repair.attempts else 0.0, candidate))
+            spent_seconds += seconds
+            if attempt == asked.repair.attempts:
+                break
+            repair = next_repair(asked, spec, findings, tried, _fits)
+            if repair is None:
+                break
+            if spent_seconds + seconds > 60 * asked.repair.budget_minutes:
+                voice.say(f"  no time for a repair within {asked.repair.budget_minutes:g} minutes: {repair.reason}")
+                break
+            spec, reason = repair.spec, repair.reason
+            voice.say(f"  repair {attempt + 1} of {asked.repair.attempts}: {reason}")
+    except BaseException:
+        _drop(kept)
+        raise
+    if not kept:
+        assert unfit is not None
+        raise unfit
+    score, best = max(kept, key=lambda pair: pair[0])
+    _drop([pair for pair in kept if pair[1] is not best])
+    if len(tried) > 1:
+        voice.say(f"  the best of {len(tried)} on the validation rows, {asked.metric} {score:.3f}, is kept")
+    return best
+
+
+def _drop(kept: Sequence[tuple[float, Candidate]]) -> None:
+    for _, candidate in kept:
+        shutil.rmtree(candidate.folder, ignore_errors=True)
+
+
+def _score(spec: AdapterSpec, validation: Sequence[Example], candidate: Candidate) -> float:
+    if not validation:
+        return -candidate.curve.steps[-1].loss
+    rows = Slice("validation", "", "validation", tuple(validation))
+    return scored(spec, [rows], candidate.folder)["validation"].score
+
+
+def _fits(spec: AdapterSpec) -> bool:
+    try:
+        refuse_if_too_large(plan_run(spec, base_folder(spec.base)), spec)
+    except SpecRefused:
+        return False
+    return True

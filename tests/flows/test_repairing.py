@@ -1,0 +1,77 @@
+"""A recipe that is wrong on purpose, repaired within its budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+TIMID = {"training__learning_rate": 2e-4, "training__steps": 40}
+
+
+@pytest.fixture(scope="module")
+def repaired(new_factory: Any, desk: Any) -> Any:
+    """A rate that is far too low, with two repairs; what the test rows were asked for is counted."""
+    import tasks.evaluation.scoring as scoring
+    from flows.train import train
+
+    factory, asked_rows = new_factory(), []
+    score = scoring.score
+
+    def counting(base: Any, model: Any, examples: Any, metric: str) -> Any:
+        asked_rows.append(len(examples))
+        return score(base, model, examples, metric)
+
+    path = factory.spec(desk["intent"], "timid", repair={"attempts": 2, "budget_minutes": 10}, **TIMID)
+    with factory.active(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "score", counting)
+        outcome = train(str(path), promote=False)
+        again = train(str(path), promote=False)
+    return factory, outcome, asked_rows, again
+
+
+def test_the_best_attempt_on_the_validation_rows_is_registered_with_its_own_recipe(repaired: Any) -> None:
+    factory, outcome, _, _ = repaired
+    assert outcome.version.spec["training"]["learning_rate"] == pytest.approx(18e-4)
+    assert [finding.cause for finding in outcome.candidate.findings].count("repaired") == 1
+    assert factory.sql("SELECT count(*) FROM versions") == [(1,)]
+    assert factory.litter() == []
+    assert list((factory.home / "checkpoints").iterdir()) == []
+
+
+def test_each_attempt_is_a_run_under_the_first_with_its_reason(repaired: Any) -> None:
+    factory, _, _, _ = repaired
+    mlflow = factory.mlflow()
+    runs = mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])
+    (first,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    repairs = sorted((r for r in runs if r is not first), key=lambda run: run.info.start_time)
+    assert [run.data.tags["mlflow.parentRunId"] for run in repairs] == [first.info.run_id] * 2
+    assert [run.data.tags["factory.repair"].split(", because: ")[0] for run in repairs] == [
+        "training.learning_rate 0.0002 -> 0.0006",
+        "training.learning_rate 0.0006 -> 0.0018",
+    ]
+    assert [run.data.params["training.learning_rate"] for run in repairs] == ["0.0006", "0.0018"]
+
+
+def test_the_test_rows_are_asked_once_for_the_base_and_once_for_the_winner(repaired: Any) -> None:
+    _, outcome, asked_rows, _ = repaired
+    assert asked_rows.count(outcome.scores.n) == 2
+    assert len(asked_rows) == 5  # and three times the validation rows
+
+
+def test_the_same_spec_again_gives_the_repaired_version(repaired: Any) -> None:
+    _, outcome, _, again = repaired
+    assert again.version == outcome.version
+    assert again.candidate is None
+
+
+def test_without_time_for_another_run_the_first_one_stands(new_factory: Any, desk: Any) -> None:
+    from flows.train import train
+
+    factory = new_factory()
+    path = factory.spec(desk["intent"], "hurried", repair={"attempts": 2, "budget_minutes": 1e-6}, **TIMID)
+    with factory.active():
+        outcome = train(str(path), promote=False)
+    assert outcome.version.spec["training"]["learning_rate"] == 2e-4
+    mlflow = factory.mlflow()
+    assert len(mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])) == 1
