@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.learn import answers_are_wanted_soon
 from flows.merge_candidates import (
     best_of_each_rule,
     merged_and_scored,
@@ -83,6 +84,7 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     chosen = max(best, key=lambda setting: worst_then_mean(kept[setting]))
     voice.say(f"  chosen on validation rows: {chosen.name}")
 
+    answers_are_wanted_soon()
     tests = merged_and_scored(spec, experts, plan, best, "test")
     scores = {**alone["test"], **{setting.name: found for setting, found in tests.items()}}
     decision = judged(spec, experts, scores, chosen.name)

@@ -21,6 +21,7 @@ from typing import Any
 
 from tasks.errors import ArtifactRefused, DataRefused, FactoryError
 
+LATER = "--later"  # the arguments come as a JSON list on the first line of standard input
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
 
 
@@ -37,7 +38,7 @@ def answer_in_fresh_process(
     max_new_tokens: int = 48,
     timeout_seconds: float = 300.0,
 ) -> tuple[str, ...]:
-    """What the model in a folder says to each prompt, in a new Python process.
+    """What the model in a folder says to each prompt, in a Python process that has seen nothing else.
 
     Args:
         adapter: a PEFT folder to attach.
@@ -47,53 +48,82 @@ def answer_in_fresh_process(
     Raises:
         ArtifactRefused: the process fails (with the last line it said), takes too long, or leaves a prompt unanswered.
     """
-    command = [sys.executable, "-m", "tasks.export.answer", str(model_folder), "--kind", kind]
-    command += [
-        "--quantization",
-        quantization,
-        "--compute-dtype",
-        compute_dtype,
-        "--max-new-tokens",
-        str(max_new_tokens),
-    ]
-    command += ["--adapter", str(adapter)] if adapter else []
-    command += ["--head", head] if head else []
-    command += [] if double_quant else ["--no-double-quant"]
-    home = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    requests = "".join(json.dumps({"input": prompt}) + "\n" for prompt in prompts)
+    arguments = [str(model_folder), "--kind", kind, "--quantization", quantization, "--compute-dtype", compute_dtype]
+    arguments += ["--max-new-tokens", str(max_new_tokens)]
+    arguments += ["--adapter", str(adapter)] if adapter else []
+    arguments += ["--head", head] if head else []
+    arguments += [] if double_quant else ["--no-double-quant"]
+    lines = [json.dumps(arguments), *(json.dumps({"input": prompt}) for prompt in prompts)]
     remedy = "do not serve it; export again, or look at what the same command says"
+    process = _started()
     try:
-        done = subprocess.run(  # noqa: S603 (this interpreter, this module)
-            command,
-            input=requests,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=timeout_seconds,
-            env={**os.environ, **OFFLINE, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
-            check=False,
-        )
+        written, complaints = process.communicate("\n".join(lines) + "\n", timeout=timeout_seconds)
     except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.communicate()
         wrong = f"gave no answer within {timeout_seconds:g} s"
         raise ArtifactRefused.one("E-MERGE-038", model_folder, wrong, remedy) from error
-    if done.returncode:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        wrong = (
-            f"does not answer in a fresh process (exit {done.returncode}): {said[-1][:300] if said else 'no message'}"
-        )
+    if process.returncode:
+        said = [line for line in complaints.strip().splitlines() if line.strip()]
+        last = said[-1][:300] if said else "no message"
+        wrong = f"does not answer in a fresh process (exit {process.returncode}): {last}"
         raise ArtifactRefused.one("E-MERGE-038", model_folder, wrong, remedy)
-    answers = tuple(json.loads(line)["output"] for line in done.stdout.splitlines())
+    answers = tuple(json.loads(line)["output"] for line in written.splitlines())
     if len(answers) != len(prompts):
         wrong = f"answered {len(answers)} of {len(prompts)} prompts"
         raise ArtifactRefused.one("E-MERGE-038", model_folder, wrong, remedy)
     return answers
 
 
+def expect_a_question() -> None:
+    """Start the process that will answer next, so that it loads its libraries beside other work.
+
+    It knows nothing of any model until it is asked, and ends with this process if it never is.
+    """
+    if not _waiting:
+        _waiting.append(_start())
+
+
+_waiting: list[subprocess.Popen[str]] = []
+
+
+def _started() -> subprocess.Popen[str]:
+    """The process that waits, if it still does, or a new one."""
+    while _waiting:
+        process = _waiting.pop()
+        if process.poll() is None:
+            return process
+    return _start()
+
+
+def _start() -> subprocess.Popen[str]:
+    home = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
+    return subprocess.Popen(  # noqa: S603 (this interpreter, this module)
+        [sys.executable, "-m", "tasks.export.answer", LATER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, **OFFLINE, "PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def _told_later() -> list[str]:
+    """The arguments, from the first line of standard input; the libraries are loaded while it is waited for."""
+    from tasks.training.base import load_libraries
+
+    load_libraries()
+    line = sys.stdin.readline()
+    return list(json.loads(line)) if line else sys.exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer standard input; the exit code is that of the error contract."""
-    asked = _parser().parse_args(arguments)
     os.environ |= OFFLINE
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    asked = _parser().parse_args(_told_later() if words == [LATER] else words)
     try:
         with _answering(asked) as answer:
             for number, line in enumerate(sys.stdin, 1):

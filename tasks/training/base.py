@@ -97,13 +97,21 @@ def load_base(spec: BaseSpec, *, kind: str, labels: tuple[str, ...] = (), device
     return _load_base(spec, kind, labels, device_for(device))
 
 
-@cache
-def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch.device) -> Base:
+def load_libraries() -> Any:
+    """Transformers, with what a base and an adapter need of it and of PEFT in memory: seconds, once per process."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every CPU that an optional kernel is missing
+    import peft  # noqa: F401
     import transformers
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig  # noqa: F401
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+@cache
+def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch.device) -> Base:
+    transformers = load_libraries()
     folder = local_folder(spec)
     with _refused_if_broken(folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -44,7 +44,11 @@ def test_an_exported_model_answers_in_a_fresh_process_as_the_adapter_did_here(
     base = open_base(tiny_base)
     plan = check_parents([Parent("triage:1", "triage", adapters["triage"], "digest")], base)
     export_model(tmp_path / "model", base, merged_updates(plan, "average"))
+    answer.expect_a_question()
+    (waiting,) = answer._waiting
     assert answer_in_fresh_process(tmp_path / "model", PROMPTS, max_new_tokens=8) == expected
+    assert waiting.returncode == 0, "the process that waited is the one that answered, once"
+    assert not answer._waiting
 
 
 def test_an_adapter_on_its_nf4_base_answers_as_it_does_here(
@@ -110,6 +114,9 @@ def test_heads_and_labels_must_agree(tmp_path: Path, tiny_encoder: Path, classif
 
 
 def test_a_model_that_does_not_load_is_refused_with_the_last_line_it_said(tmp_path: Path) -> None:
+    answer.expect_a_question()
+    answer._waiting[0].kill()  # one that died while it waited is replaced
+    answer._waiting[0].wait()
     with pytest.raises(ArtifactRefused) as refusal:
         answer_in_fresh_process(tmp_path, ["hello"])
     assert "exit 4" in str(refusal.value)
