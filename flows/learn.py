@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from flows.keep import bound
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import figures_of
@@ -17,7 +18,7 @@ from flows.resuming import Workplace
 from flows.validate import Dataset, base_folder, remembered_dataset, token_counter
 from flows.wiring import Home, flow_run_id
 from registry.fingerprint import version_key
-from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
+from registry.records import BaseRecord, EvaluationRecord, LeaseRecord, VersionDraft, VersionRecord
 from tasks.data.examples import Example
 from tasks.errors import ArtifactRefused, GateRefused, Problem, SpecRefused
 from tasks.evaluation.comparison import interval
@@ -292,11 +293,13 @@ def registered(
     parents: Sequence[tuple[str, str]],
     evaluations: Sequence[EvaluationRecord],
     beside: Mapping[str, EvaluationRecord],
+    lease: LeaseRecord | None = None,
 ) -> VersionRecord:
     """The candidate's files into the store, then its row into the ledger; a killed run leaves either nothing or all.
 
     Args:
         beside: models and their scores on the same rows, for the figure that is kept with the version.
+        lease: the turn to make it; whoever lost it registers nothing.
     """
     images = figures_of(candidate.spec.task, candidate.curve, candidate.findings, beside)
     figures = home.store.put_files(images)
@@ -316,7 +319,9 @@ def registered(
             figures=figures,
             run=candidate.run,
             flow_run=flow_run_id(),
-        )
+            binds=bound(candidate.spec, base_folder(candidate.spec.base), candidate.folder),
+        ),
+        lease=lease,
     )
     voice.say(f"  registered {version.ref}, sha256 {artifact[:12]}")
     return version
@@ -398,7 +403,7 @@ def answers_when_loaded(home: Home, version: VersionRecord, rows: int = 3) -> tu
     said = answer_in_fresh_process(
         base_folder(spec.base),
         [example.input for example in examples],
-        adapter=home.store.path(version.artifact),
+        adapter=home.ledger.files(version.ref),
         kind=spec.kind,
         quantization=spec.base.quantization,
         double_quant=spec.base.double_quant,

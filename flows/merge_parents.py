@@ -100,7 +100,7 @@ def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert]) -> Pla
     weights = open_base(folder, nf4=as_seen, double_quant=base.double_quant, dtype=torch.float32)
     parents = [
         Parent(
-            e.version.ref, e.task, home.store.path(e.version.artifact), e.version.base, quantization=base.quantization
+            e.version.ref, e.task, home.ledger.files(e.version.ref), e.version.base, quantization=base.quantization
         )
         for e in experts
     ]
@@ -113,7 +113,7 @@ def before_and_alone(home: Home, experts: Sequence[Expert], side: Side) -> dict[
     for e in experts:
         for who, subject, adapter in (
             ("base", base_ref(e.version.base), None),
-            ("experts", e.version.ref, home.store.path(e.version.artifact)),
+            ("experts", e.version.ref, home.ledger.files(e.version.ref)),
         ):
             known = known_scores(home, subject, e.slices[side], e.spec.metric)
             missing = [s for s in e.slices[side] if s.dataset not in known]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.keep import kept
 from flows.merge_candidates import Setting, updates_of
 from flows.merge_parents import Expert, Planned
 from flows.policy import cheap
@@ -43,13 +43,8 @@ def remembered(
     )
     if known := home.ledger.by_key(key):
         return known
-    staging = Path(tempfile.mkdtemp(dir=home.scratch()))
-    try:
-        card = card_of(spec, experts, base, scores, alone, chosen)
-        written(spec, experts, plan, chosen, card, staging / "model")
-        artifact = home.store.put(staging / "model")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    card = card_of(spec, experts, base, scores, alone, chosen)
+    artifact = kept(home, lambda folder: written(spec, experts, plan, chosen, card, folder))
     version = home.ledger.register(
         VersionDraft(
             name=spec.name,
@@ -135,7 +130,7 @@ def answered(home: Home, version: VersionRecord, experts: Sequence[Expert]) -> d
     """
     from tasks.export.answer import answer_in_fresh_process
 
-    folder = home.store.path(version.artifact)
+    folder = home.ledger.files(version.ref)
     asked = {e.task: e.slices["test"][-1].examples[0].input for e in experts}
     if experts[0].spec.kind == "classification":  # one body, and the head of the task that is asked
         said = {t: answer_in_fresh_process(folder, [q], kind="classification", head=t)[0] for t, q in asked.items()}
@@ -180,7 +175,7 @@ def exported(home: Home, version: VersionRecord, out: str) -> Path:
     shutil.rmtree(staging, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(home.store.path(version.artifact), staging, copy_function=shutil.copyfile)
+        shutil.copytree(home.ledger.files(version.ref), staging, copy_function=shutil.copyfile)
         refuse_foreign(target)
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)

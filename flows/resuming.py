@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.keep import turn_to_make
 from flows.progress import voice
 from flows.wiring import Home
 from registry.durable import make_folders, replace_file
 from registry.failpoint import failpoint
+from registry.records import LeaseRecord
 from tasks.errors import GateRefused
 
 if TYPE_CHECKING:
@@ -29,10 +31,11 @@ FORGOTTEN_AFTER_DAYS = 30
 
 @dataclass(frozen=True)
 class Workplace:
-    """The folder of one version in the making. `key` is its version key."""
+    """The folder of one version in the making. `key` is its version key; it is registered under the lease."""
 
     folder: Path
     key: str
+    lease: LeaseRecord | None = None
 
     def checkpoints(self, attempt: int = 0) -> Checkpoints:
         """The checkpoints of the run, or of one of its repairs."""
@@ -75,7 +78,8 @@ def working_on(home: Home, key: str) -> Iterator[Workplace]:
                 continue
             finished = False
             try:
-                yield Workplace(folder, key)
+                with turn_to_make(home, key) as lease:
+                    yield Workplace(folder, key, lease)
                 finished = True
             except GateRefused:
                 finished = True

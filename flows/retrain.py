@@ -29,7 +29,7 @@ from flows.resuming import working_on
 from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import newest_traffic, nothing_to_watch
 from flows.wiring import Home, opened
-from registry.records import EvaluationRecord, VersionRecord, base_ref
+from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
 from tasks.data.examples import Example
 from tasks.errors import SpecRefused
 from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
@@ -99,7 +99,7 @@ def retrain(
             learn = [*fresh.snapshot.examples("train"), *replay]
             old = [e for data in known for e in data.snapshot.examples("validation")] if replay else []
             choose = [*fresh.snapshot.examples("validation"), *old]
-            adapter = home.store.path(champion.artifact) if spec.retrain.start == "champion" else None
+            adapter = home.ledger.files(champion.ref) if spec.retrain.start == "champion" else None
             tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
             with trained_well(
                 home,
@@ -112,7 +112,7 @@ def retrain(
                 start=adapter,
                 workplace=workplace,
             ) as candidate:
-                version = remembered(home, key, candidate, base, champion, fresh, known, slices)
+                version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)
     scores = side_by_side(home, spec, version, champion, slices, known)
     decision = judged(spec, version, scores)
     for name in [s.name for s in slices]:
@@ -181,6 +181,7 @@ def remembered(
     fresh: Dataset,
     known: Sequence[Dataset],
     slices: Sequence[Slice],
+    lease: LeaseRecord | None,
 ) -> VersionRecord:
     """The candidate registered with its scores and where it came from."""
     own = scored(candidate.spec, slices, candidate.folder)
@@ -188,7 +189,7 @@ def remembered(
     if candidate.spec.retrain.start == "champion":
         parents.append(("start", champion.ref))
     beside = {f"on {name}": found for name, found in own.items()}
-    return registered(home, key, candidate, base, parents, list(own.values()), beside)
+    return registered(home, key, candidate, base, parents, list(own.values()), beside, lease)
 
 
 def side_by_side(

@@ -80,7 +80,7 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
             home.ledger.remember_evaluations([subject_of(before, base_ref(base.digest))])
             beside = {"untouched base": before, "adapter": after}
             made_from = [("dataset", data.ref)]
-            version = registered(home, key, candidate, base, made_from, list(scores.values()), beside)
+            version = registered(home, key, candidate, base, made_from, list(scores.values()), beside, workplace.lease)
     decision = judged_from_ledger(home, version)
     promoted = promote and moved_to_champion(home, version, decision)
     outcome = TrainOutcome(version, after, before, decision, promoted, candidate)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.keep import base_files
 from flows.policy import cheap
 from flows.progress import voice
 from flows.publish import publish_validation
 from flows.wiring import Home, opened
-from registry.fingerprint import digest_of_file, fingerprint
+from registry.fingerprint import fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
 from tasks.data.admission import Admission
 from tasks.data.door import admit
@@ -34,7 +35,6 @@ from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec, BaseSpec
 
 INSPECTORS = ("detect_secrets", "phonenumbers", "py3langid")  # optional: what they find is in the report
-BASE_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.model", "vocab*", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def identified(home: Home, spec: BaseSpec) -> BaseRecord:
         DependencyDown: the hub cannot be reached.
     """
     folder = base_folder(spec)
-    files = sorted({path for pattern in BASE_FILES for path in folder.glob(pattern) if path.is_file()})
-    digest = fingerprint({path.name: digest_of_file(path) for path in files})
+    digest = fingerprint(base_files(folder))
     shapes = read_shapes(folder)
     architecture = str((shapes.config.get("architectures") or [shapes.config.get("model_type", "unknown")])[0])
     name = folder.name if spec.is_folder else spec.model

@@ -68,7 +68,7 @@ def watched(home: Home, champion: VersionRecord, source: str) -> Watched:
     voice.say(f"{champion.name}: watching {Path(source).name} against {champion.ref}")
     arrivals, malformed = arrived(spec, source)
     judged_on = reference_examples(home, champion, spec)
-    reference, window = observed(spec, home.store.path(champion.artifact), judged_on, [row.example for row in arrivals])
+    reference, window = observed(spec, home.ledger.files(champion.ref), judged_on, [row.example for row in arrivals])
     report = judge(reference, graded(window, arrivals), spec.drift, seed=spec.seed, set_aside=malformed)
     digest = fingerprint([row.id for row in arrivals])
     finding = home.ledger.remember_finding(

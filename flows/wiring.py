@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infra.settings import Settings, load_settings
 from registry.ledger import Ledger
@@ -13,6 +14,9 @@ from registry.provenance import code_record
 from registry.records import CodeRecord
 from registry.store import Store
 from registry.tracking import Tracker
+
+if TYPE_CHECKING:
+    from registry.signing import Signer
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,19 @@ def opened() -> Home:
     return _opened(load_settings())
 
 
+def signer_of(settings: Settings) -> Signer | None:
+    """The key that signs and vouches for versions, where one is configured."""
+    if settings.signing_key is None and settings.signing_public_key is None:
+        return None
+    from registry.signing import Signer
+
+    return Signer(settings.signing_key, settings.signing_public_key)
+
+
 @cache
 def _opened(settings: Settings) -> Home:
     store = Store(settings.store)
-    ledger = Ledger.open(settings.ledger_url, store=store)
+    ledger = Ledger.open(settings.ledger_url, store=store, signer=signer_of(settings))
     code = code_record()
     ledger.remember_code(code)
     tracker = Tracker(settings.mlflow_uri, folder=settings.home / "mlflow")

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
         ),
         description="Where MLflow keeps files. Default: `mlflow/artifacts` in home; a remote server decides itself.",
     )
+    signing_key: Path | None = Field(
+        None, description="Private key (PEM, elliptic) that signs every version; then only signed ones are promoted."
+    )
+    signing_public_key: Path | None = Field(
+        None, description="Public key that versions are checked with. Default: the one of `signing_key`."
+    )
     prefect_home: Path = Field(
         default_factory=_under_home("prefect"),
         description="Prefect's profile, database and results. Default: `prefect` in home.",
@@ -80,10 +86,10 @@ class Settings(BaseSettings):
         True, description="Never download from a model hub; `false` lets a spec name a hub id and revision."
     )
 
-    @field_validator("home", "store", "prefect_home", "workdir")
+    @field_validator("home", "store", "prefect_home", "workdir", "signing_key", "signing_public_key")
     @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        return Path(os.path.abspath(folder.expanduser()))
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return None if folder is None else Path(os.path.abspath(folder.expanduser()))
 
     @field_validator(*_URLS)
     @classmethod

@@ -27,6 +27,7 @@ from registry.migrations import HEAD, upgrade
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 5
 SYNCHRONOUS = "FULL"  # a committed row survives a power cut
+HISTORY_LOCK = 0x_FAC7_0815
 MIGRATION_LOCK = 0x_FAC7_0417  # any constant: the advisory lock under which PostgreSQL's schema is built
 
 
@@ -120,14 +121,23 @@ def database_seconds(session: Session) -> float:
     return float(session.execute(text(f"SELECT {clock}")).scalar_one())
 
 
+def hold_history(session: Session, *, alone: bool = False) -> None:
+    """Until the commit, what is referred to stays: whoever removes or withdraws (`alone`) waits for those who register
+    or promote, and they for it. On SQLite every writing transaction is alone."""
+    if session.get_bind().dialect.name == "postgresql":
+        function = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+        session.execute(text(f"SELECT {function}(:key)"), {"key": HISTORY_LOCK})
+
+
 def insert_once(session: Session, table: Any, **values: Any) -> bool:
     """Insert, or leave what is there; True if the row is new. Safe against another writer of the same key."""
     if session.get_bind().dialect.name == "sqlite":
         from sqlalchemy.dialects.sqlite import insert
     else:
         from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
-    result: Any = session.execute(insert(table).values(**values).on_conflict_do_nothing())
-    return bool(result.rowcount)
+    statement = insert(table.__table__).values(**values).on_conflict_do_nothing()
+    result: Any = session.execute(statement.execution_options(preserve_rowcount=True))  # PostgreSQL's is dropped else
+    return int(result.rowcount) == 1
 
 
 def _parsed(url: str) -> URL:

@@ -3,7 +3,7 @@
     FACTORY_FAILPOINT="store.before_rename=kill"        SIGKILL when the step is reached
     FACTORY_FAILPOINT="store.before_rename=kill@2"      ... the second time
     FACTORY_FAILPOINT="store.write=errno:28"            OSError(ENOSPC)
-    FACTORY_FAILPOINT="ledger.promote=sleep:0.01"       a slow step, to widen a race
+    FACTORY_FAILPOINT="promote.before_link=sleep:0.01"       a slow step, to widen a race
 
 Free when the variable is not set: one dictionary look-up.
 """

@@ -1,4 +1,4 @@
-"""Does what the ledger says hold? Every check reads; none repairs."""
+"""Does what the ledger says hold? Every check reads; none repairs (that is repair.py)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,27 @@ from sqlalchemy.orm import Session
 
 from registry.errors import IntegrityError, Problem
 from registry.evaluations import row_set_digest, unpacked
+from registry.fingerprint import fingerprint
 from registry.ledger import Ledger
+from registry.manifest import MANIFEST, binding_problems
 from registry.names import CONTENT
 from registry.records import base_ref
+from registry.references import referenced
+from registry.signing import unsigned
 from registry.store import Store
-from registry.tables import DatasetRow, EdgeRow, EvaluationRow, NameRow, PromotionRow, RowSetRow, VersionRow
+from registry.tables import (
+    DatasetRow,
+    EdgeRow,
+    EvaluationRow,
+    NameRow,
+    PromotionRow,
+    RowSetRow,
+    SpecRow,
+    SplitRow,
+    VersionRow,
+    WithdrawalRow,
+)
+from registry.withdrawals import COMPARED_ONLY
 
 RESTORE = "restore the ledger from a backup"
 
@@ -25,14 +41,17 @@ def fsck(ledger: Ledger, store: Store) -> tuple[Problem, ...]:
     - the database is whole; every file of every version, figure set and data set verifies;
     - numbers run 1..last of each name; each promotion chain runs 1..n, each link from the one before to a version;
     - from every version one walks to a base, code and data, and never in a circle;
-    - rows in = accepted + quarantined + deduplicated; every evaluation has its outcomes on the rows that it names.
+    - rows in = accepted + quarantined + deduplicated; every evaluation has its outcomes on the rows that it names;
+    - every manifest says what the ledger says; where a key is configured, champions are signed with it;
+    - what contains a withdrawn version is withdrawn.
     """
     found: list[Problem] = []
     with ledger.database.reading() as session:
-        for check in (_database, _numbers, _chains, _lineage, _counts, _evaluations):
+        for check in (_database, _numbers, _chains, _lineage, _counts, _evaluations, _specs, _withdrawals):
             found.extend(check(session))
-        digests = _referenced(session)
+        digests = referenced(session)
     found.extend(_artifacts(store, digests))
+    found.extend(_bindings(ledger, store))
     return tuple(found)
 
 
@@ -93,8 +112,10 @@ def _lineage(session: Session) -> Iterator[Problem]:
 
 
 def _counts(session: Session) -> Iterator[Problem]:
+    summed = select(SplitRow.dataset, func.sum(SplitRow.rows)).group_by(SplitRow.dataset)
+    sides = dict(session.execute(summed).tuples().all())
     for row in session.scalars(select(DatasetRow)):
-        accepted = sum(row.counts.values())
+        accepted = int(sides.get(row.digest, 0))
         if not accepted == row.accepted == row.rows_in - row.quarantined - row.deduplicated:
             away = f"{row.quarantined} quarantined, {row.deduplicated} deduplicated"
             wrong = f"{row.rows_in} rows in, {accepted} accepted, {away}"
@@ -120,15 +141,40 @@ def _evaluations(session: Session) -> Iterator[Problem]:
             )
 
 
-def _referenced(session: Session) -> dict[str, str]:
-    """digest -> what needs it."""
-    digests = {digest: f"dataset:{digest[:12]}" for digest in session.scalars(select(DatasetRow.digest))}
-    for row in session.scalars(select(VersionRow).order_by(VersionRow.id)):
-        ref = f"{row.name}:{row.number}"
-        digests[row.artifact] = ref
-        if row.figures is not None:
-            digests[row.figures] = f"{ref} figures"
-    return digests
+def _specs(session: Session) -> Iterator[Problem]:
+    for digest, body in session.execute(select(SpecRow.digest, SpecRow.body)):
+        if fingerprint(body) != digest:
+            yield Problem("E-LEDGER-113", f"spec {digest[:12]}", "is not what its digest says", RESTORE)
+
+
+def _withdrawals(session: Session) -> Iterator[Problem]:
+    """Parents have lower ids than children, so one pass in that order sees them first."""
+    marked = set(session.scalars(select(WithdrawalRow.version_id)))
+    inner = select(EdgeRow.child_id, EdgeRow.parent_id).where(EdgeRow.parent_id.is_not(None))
+    for child_id, parent_id in session.execute(inner.where(EdgeRow.role != COMPARED_ONLY).order_by(EdgeRow.child_id)):
+        if parent_id in marked and child_id not in marked:
+            marked.add(child_id)
+            row = session.get(VersionRow, child_id)
+            where = f"{row.name}:{row.number}" if row is not None else f"version row {child_id}"
+            wrong = "contains a withdrawn version and is not withdrawn"
+            yield Problem("E-LEDGER-112", where, wrong, f"factory withdraw {where} --reason ...")
+
+
+def _bindings(ledger: Ledger, store: Store) -> Iterator[Problem]:
+    """Manifests whose bytes verify, against the ledger; damaged ones were named with the artifacts."""
+    signer = ledger.signer
+    champions = {f"{name}:{row.number}" for name in ledger.names() if (row := ledger.champion(name)) is not None}
+    for version in ledger.versions():
+        try:
+            folder = store.path(version.manifest)
+            yield from binding_problems(version, folder)
+            seals = {s.key: s.seal for s in ledger.signatures(version.ref)} if signer is not None else {}
+            if signer is not None and signer.key in seals:
+                signer.check(store, seals[signer.key], (folder / MANIFEST).read_bytes(), version.ref)
+            elif signer is not None and version.ref in champions:
+                yield unsigned(version.ref, signer.key)
+        except IntegrityError as error:
+            yield from (problem for problem in error.problems if problem.code.startswith("E-SIGN"))
 
 
 def _artifacts(store: Store, digests: dict[str, str]) -> Iterator[Problem]:

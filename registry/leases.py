@@ -30,10 +30,20 @@ def renew(session: Session, lease: LeaseRecord, seconds: float) -> LeaseRecord:
     """
     row = _locked(session, lease.name)
     if row.token != lease.token:
-        wrong = f"the lease is lost: {row.holder} took it (token {row.token}, yours is {lease.token})"
-        raise Conflict.one("E-LEDGER-040", lease.name, wrong, "stop; the other one goes on")
+        raise _lost(row, lease)
     row.expires_seconds = database_seconds(session) + seconds
     return LeaseRecord(lease.name, lease.holder, lease.token, row.expires_seconds)
+
+
+def check(session: Session, lease: LeaseRecord) -> None:
+    """Let a commit pass only under the lease's own token; the lease stays locked until the commit.
+
+    Raises:
+        Conflict: someone else holds or held it since.
+    """
+    row = _locked(session, lease.name)
+    if row.token != lease.token:
+        raise _lost(row, lease)
 
 
 def release(session: Session, lease: LeaseRecord) -> None:
@@ -41,6 +51,11 @@ def release(session: Session, lease: LeaseRecord) -> None:
     row = _locked(session, lease.name)
     if row.token == lease.token:
         row.expires_seconds = 0.0
+
+
+def _lost(row: LeaseRow, lease: LeaseRecord) -> Conflict:
+    wrong = f"the lease is lost: {row.holder} took it (token {row.token}, yours is {lease.token})"
+    return Conflict.one("E-LEDGER-040", lease.name, wrong, "stop; the other one goes on")
 
 
 def _locked(session: Session, name: str) -> LeaseRow:

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Self, cast
+from pathlib import Path
+from typing import Any, Self
 
-from sqlalchemy import select
-
-from registry import evaluations, findings, leases, outbox, promotions, versions
-from registry.database import Database, insert_once
-from registry.errors import DraftRefused, RegistryError
+from registry import attempts, evaluations, findings, leases, outbox, promotions, versions, withdrawals
+from registry.database import Database, hold_history, insert_once
+from registry.errors import DraftRefused, IntegrityError, RegistryError, raise_if_any
 from registry.failpoint import failpoint
 from registry.fingerprint import canonical
-from registry.lineage import Direction, Lineage, neighbourhood, walk
-from registry.names import challenger_row, champion_row, find_content, find_version, unknown_name
+from registry.ledger_reading import LedgerReading
+from registry.manifest import MANIFEST, binding_of, binding_problems
+from registry.names import find_version
 from registry.records import (
+    AttemptRecord,
     BaseRecord,
-    ClaimRecord,
     CodeRecord,
     DatasetRecord,
     EvaluationRecord,
@@ -33,12 +33,13 @@ from registry.records import (
     LeaseRecord,
     OutboxRecord,
     PromotionRecord,
-    Purpose,
     VersionDraft,
     VersionRecord,
+    WithdrawalRecord,
 )
+from registry.signing import Signer, unsigned
 from registry.store import Store
-from registry.tables import BaseRow, CodeRow, DatasetRow, NameRow, VersionRow
+from registry.tables import BaseRow, CodeRow, DatasetRow, SignatureRow, SplitRow
 
 ANY = -1  # rollback: whoever is champion now
 
@@ -47,16 +48,31 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class Ledger:
-    """One database and the store whose bytes it vouches for. Use from one thread or many, and after a fork."""
+class Ledger(LedgerReading):
+    """One database, the store whose bytes it vouches for, and the key with which it signs, where there is one."""
 
-    def __init__(self, database: Database, store: Store | None, clock: Callable[[], datetime]) -> None:
-        self.database = database
+    def __init__(
+        self, database: Database, store: Store | None, clock: Callable[[], datetime], signer: Signer | None = None
+    ) -> None:
+        super().__init__(database)
         self._store = store
         self._clock = clock
+        self._signer = signer
+
+    @property
+    def signer(self) -> Signer | None:
+        """The key that vouches for versions here, where one is configured."""
+        return self._signer
 
     @classmethod
-    def open(cls, url: str, *, store: Store | None = None, clock: Callable[[], datetime] = _now) -> Self:
+    def open(
+        cls,
+        url: str,
+        *,
+        store: Store | None = None,
+        signer: Signer | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> Self:
         """Connect, building or upgrading the schema where needed. Without a store the ledger can only be read.
 
         Raises:
@@ -64,18 +80,9 @@ class Ledger:
             DependencyDown: the database does not answer.
             IntegrityError: it is no ledger, or a newer one.
         """
-        return cls(Database.open(url), store, clock)
+        return cls(Database.open(url), store, clock, signer)
 
-    def close(self) -> None:
-        self.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # What versions are made from ------------------------------------------------------------------------------------
+    # What versions are made from --------------------------------------------------------------------------------------
 
     def remember_base(self, record: BaseRecord) -> BaseRecord:
         """The first record of a digest stands and is returned."""
@@ -97,10 +104,14 @@ class Ledger:
                 f" + {record.deduplicated} deduplicated are {accepted + record.quarantined + record.deduplicated}"
             )
             raise DraftRefused.one("E-LEDGER-008", f"dataset:{record.digest[:12]}", wrong, "count every row once")
-        self._verify(record.digest)
-        values = {**vars(record), "counts": dict(record.counts), "accepted": accepted}
+        store = self._verified(record.digest)
+        values = {name: value for name, value in vars(record).items() if name != "counts"}
         with self.database.writing() as session:
-            insert_once(session, DatasetRow, **values, created_at=self._clock())
+            hold_history(session)
+            store.refuse_missing(record.digest)
+            if insert_once(session, DatasetRow, **values, accepted=accepted, created_at=self._clock()):
+                for place, (side, rows) in enumerate(record.counts.items()):
+                    session.add(SplitRow(dataset=record.digest, side=side, place=place, rows=rows))
         return self.dataset(record.digest)
 
     def remember_code(self, record: CodeRecord) -> CodeRecord:
@@ -109,91 +120,90 @@ class Ledger:
             insert_once(session, CodeRow, digest=record.digest, **values, created_at=self._clock())
         return record
 
-    def base(self, digest: str) -> BaseRecord:
-        """A base by its digest, or by twelve or more digits of it."""
-        with self.database.reading() as session:
-            row = find_content(session, "base", digest.removeprefix("base:"))
-            return BaseRecord(row.digest, row.name, row.revision, row.architecture, row.parameters)
+    # Versions ---------------------------------------------------------------------------------------------------------
 
-    def dataset(self, digest: str) -> DatasetRecord:
-        """A data set by its digest, or by twelve or more digits of it."""
-        with self.database.reading() as session:
-            return _dataset(find_content(session, "dataset", digest.removeprefix("dataset:")))
-
-    def datasets(self, task: str | None = None) -> tuple[DatasetRecord, ...]:
-        """Data sets of a task, or all, oldest first."""
-        query = select(DatasetRow).order_by(DatasetRow.created_at, DatasetRow.digest)
-        with self.database.reading() as session:
-            return tuple(
-                _dataset(row) for row in session.scalars(query if task is None else query.filter_by(task=task))
-            )
-
-    # Versions -------------------------------------------------------------------------------------------------------
-
-    def register(self, draft: VersionDraft) -> VersionRecord:
+    def register(self, draft: VersionDraft, *, lease: LeaseRecord | None = None) -> VersionRecord:
         """The version of this draft: the next number of its name, or the one that has its key already.
 
-        Row, lineage, scores and the word to MLflow are one transaction, begun only after every file verified.
+        Row, lineage, scores, signature and the word to MLflow are one transaction, begun only after every file
+        verified. Under a lease it commits only while nobody else took that lease.
 
         Raises:
             DraftRefused: with everything that is forgotten, unknown or contradictory.
-            IntegrityError: the artifact or the figures are not in the store, or not what their digest says.
-            Conflict: the key is registered under another name.
+            IntegrityError: the artifact or the figures are not in the store, or not what their digest says; or a
+                version that it contains is withdrawn.
+            Conflict: the key is registered under another name; or the lease is lost.
         """
         versions.check(draft)
         known = self.by_key(draft.version_key)
         if known is not None and known.name == draft.name:
             return known
-        for digest in (draft.artifact, draft.figures):
-            if digest is not None:
-                self._verify(digest)
+        store = self._verified(draft.artifact, *filter(None, [draft.figures]))
+        binding = binding_of(draft, store.manifest(draft.artifact))
+        manifest = store.put_files({MANIFEST: binding})
+        failpoint("register.after_manifest")
+        seal = self._signer.seal(store, binding) if self._signer else None
+        failpoint("register.after_seal")
         with self.database.writing() as session:
-            row, _ = versions.insert(session, draft, self._clock())
+            hold_history(session)
+            if lease is not None:
+                leases.check(session, lease)
+            store.refuse_missing(*filter(None, [draft.artifact, draft.figures, manifest, seal]))
+            row, new = versions.insert(session, draft, manifest, self._clock())
+            if new and self._signer is not None and seal is not None:
+                session.add(SignatureRow(version_id=row.id, key=self._signer.key, seal=seal, created_at=self._clock()))
+                session.flush()
             (record,) = versions.records(session, [row])
-            failpoint("ledger.before_commit")
-        failpoint("ledger.after_commit")
+            failpoint("register.before_commit")
+        failpoint("register.after_commit")
         return record
 
-    def version(self, ref: str) -> VersionRecord:
-        """`triage:3`, `triage@champion`, `triage@challenger`, or `triage` for the newest.
+    def sign(self, ref: str) -> VersionRecord:
+        """Sign the manifest of a version that was registered without, after every byte of it was verified.
 
         Raises:
-            Unknown: naming the nearest known.
+            Unknown: no private key is configured.
+            IntegrityError: its files or its manifest do not verify.
         """
-        with self.database.reading() as session:
-            return versions.records(session, [find_version(session, ref)])[0]
+        version = self.version(ref)
+        if self._signer is None:
+            raise RegistryError.one("E-SIGN-001", ref, "no key is configured", "set FACTORY_SIGNING_KEY")
+        store = self._verified(version.artifact, version.manifest)
+        raise_if_any(IntegrityError, binding_problems(version, store.path(version.manifest)))
+        seal = self._signer.seal(store, (store.path(version.manifest) / MANIFEST).read_bytes())
+        with self.database.writing() as session:
+            hold_history(session)
+            store.refuse_missing(seal)
+            row = find_version(session, version.ref)
+            values = {"version_id": row.id, "key": self._signer.key, "seal": seal}
+            insert_once(session, SignatureRow, **values, created_at=self._clock())
+        return version
 
-    def by_key(self, version_key: str) -> VersionRecord | None:
-        """The version with this identity, if it was made before."""
-        with self.database.reading() as session:
-            row = versions.row_by_key(session, version_key)
-            return None if row is None else versions.records(session, [row])[0]
+    def files(self, ref: str) -> Path:
+        """The folder of a version's files, to load, merge or export it: verified, signed where a key is configured.
 
-    def names(self) -> tuple[str, ...]:
-        """Every name that has versions, sorted."""
+        Raises:
+            IntegrityError: a byte differs, the signature is missing or wrong, or the version is withdrawn.
+        """
+        version = self.version(ref)
         with self.database.reading() as session:
-            return tuple(session.scalars(select(NameRow.name).where(NameRow.last_number > 0).order_by(NameRow.name)))
+            withdrawals.refuse_withdrawn(session, [find_version(session, version.ref).id])
+        self._vouch(version)
+        return self._verified(version.artifact).path(version.artifact)
 
-    def versions(self, name: str | None = None) -> tuple[VersionRecord, ...]:
-        """The versions of a name, or of all names, in the order in which they were registered."""
-        query = select(VersionRow).order_by(VersionRow.id)
-        with self.database.reading() as session:
-            rows = session.scalars(query if name is None else query.filter_by(name=name)).all()
-            if name is not None and not rows:
-                raise unknown_name(session, name)
-            return versions.records(session, rows)
+    def withdraw(self, ref: str, *, actor: str = "", reason: str = "") -> tuple[WithdrawalRecord, ...]:
+        """Mark a version and all that contain it as not to be used any more. Those that are newly marked.
 
-    def lineage(self, ref: str, direction: Direction = "up") -> Lineage:
-        """What `ref` was made from (up) or what was made from it (down); also of `dataset:<digest>`."""
-        with self.database.reading() as session:
-            return walk(session, ref, direction)
+        Raises:
+            Unknown: for a version that is not in the ledger.
+        """
+        with self.database.writing() as session:
+            hold_history(session, alone=True)
+            found = withdrawals.withdraw(session, ref, actor, reason, self._clock())
+            failpoint("withdraw.before_commit")
+        return found
 
-    def neighbourhood(self, ref: str) -> Lineage:
-        """What a version was made from and what was made from it, one step each way."""
-        with self.database.reading() as session:
-            return neighbourhood(session, ref)
-
-    # Scores ---------------------------------------------------------------------------------------------------------
+    # Scores -----------------------------------------------------------------------------------------------------------
 
     def remember_evaluations(self, records: Sequence[EvaluationRecord]) -> tuple[EvaluationRecord, ...]:
         """What stands in the ledger for these questions, in their order: the first answer to each.
@@ -206,20 +216,7 @@ class Ledger:
             ids = evaluations.remember(session, records, self._clock())
             return evaluations.by_ids(session, ids)
 
-    def evaluations(self, subject: str) -> tuple[EvaluationRecord, ...]:
-        """All scores of a version (any reference) or base (`base:<digest>`), oldest first."""
-        with self.database.reading() as session:
-            return evaluations.of_subject(session, subject)
-
-    # Champions ------------------------------------------------------------------------------------------------------
-
-    def champion(self, name: str) -> VersionRecord | None:
-        """The version that is served, if one was promoted."""
-        return self._standing(name, champion_row)
-
-    def challenger(self, name: str) -> VersionRecord | None:
-        """The newest version, if it is newer than the champion and never was champion."""
-        return self._standing(name, challenger_row)
+    # Champions --------------------------------------------------------------------------------------------------------
 
     def promote(
         self,
@@ -230,69 +227,66 @@ class Ledger:
         decision: Mapping[str, Any],
         actor: str = "",
         reason: str = "",
+        lease: LeaseRecord | None = None,
     ) -> PromotionRecord:
         """Make `number` the champion, if the champion is still `expected` (None: there is none yet).
 
+        Under a lease it commits only while nobody else took that lease.
+
         Raises:
-            Conflict: "champion is v9 now (you expected v8)".
-            IntegrityError: the version's files do not verify; a champion's always do.
+            Conflict: "champion is v9 now (you expected v8)"; or the lease is lost.
+            IntegrityError: the version's files or signature do not verify, or it is withdrawn.
             Unknown: for a name or number that is not in the ledger.
         """
         canonical(decision)
-        self._verify(self.version(f"{name}:{number}").artifact)
+        self._vouch(self.version(f"{name}:{number}"))
         note: dict[str, Any] = {"decision": decision, "actor": actor, "reason": reason, "at": self._clock()}
         with self.database.writing() as session:
-            return promotions.append(session, name, number, expected=expected, move="promote", **note)
+            hold_history(session)
+            if lease is not None:
+                leases.check(session, lease)
+            link = promotions.append(session, name, number, expected=expected, move="promote", **note)
+            failpoint("promote.before_commit")
+        failpoint("promote.after_commit")
+        return link
 
     def rollback(self, name: str, *, expected: int = ANY, actor: str = "", reason: str = "") -> PromotionRecord:
-        """Back to the champion before this one, as a new link of the chain.
+        """Back to the last champion before this one that is not withdrawn, as a new link of the chain.
 
         Raises:
             Unknown: there was no earlier champion.
             Conflict: the champion is not `expected`, or moved meanwhile.
-            IntegrityError: the earlier champion's files do not verify.
+            IntegrityError: the earlier champion's files or signature do not verify.
         """
         links = self.history(name)
-        target = promotions.rollback_target(links)
+        with self.database.reading() as session:
+            target = promotions.rollback_target(links, withdrawals.withdrawn_numbers(session, name))
         if target is None:
             raise promotions.no_way_back(name)
-        self._verify(self.version(f"{name}:{target}").artifact)
+        self._vouch(self.version(f"{name}:{target}"))
         champion = links[-1].number if expected == ANY else expected
         note: dict[str, Any] = {"decision": {}, "actor": actor, "reason": reason, "at": self._clock()}
         with self.database.writing() as session:
+            hold_history(session)
             seen = links[-1].seq
-            return promotions.append(session, name, target, expected=champion, seen=seen, move="rollback", **note)
+            link = promotions.append(session, name, target, expected=champion, seen=seen, move="rollback", **note)
+            failpoint("promote.before_commit")
+        failpoint("promote.after_commit")
+        return link
 
-    def history(self, name: str) -> tuple[PromotionRecord, ...]:
-        """Every promotion and rollback of a name, first to last."""
-        with self.database.reading() as session:
-            if session.get(NameRow, name) is None:
-                raise unknown_name(session, name)
-            return promotions.chain(session, name)
-
-    # Drift ----------------------------------------------------------------------------------------------------------
+    # Drift ------------------------------------------------------------------------------------------------------------
 
     def remember_finding(self, record: FindingRecord) -> FindingRecord:
         """The verdict that stands for this version and window: the first one."""
         with self.database.writing() as session:
             return findings.remember(session, record, self._clock())
 
-    def findings(self, task: str | None = None) -> tuple[FindingRecord, ...]:
-        """Verdicts on a task's traffic, or on all, oldest first."""
-        with self.database.reading() as session:
-            return findings.of_task(session, task)
-
     def claim_retrain(self, finding: FindingRecord, *, claimant: str) -> bool:
         """Whether `claimant` may retrain on this window: one may, and may try again; everyone else is told False."""
         with self.database.writing() as session:
             return findings.claim(session, finding, claimant, self._clock())
 
-    def retrain_claims(self, task: str) -> tuple[ClaimRecord, ...]:
-        """Which windows were taken up, by whom and when; for cooldowns."""
-        with self.database.reading() as session:
-            return findings.claims_of(session, task)
-
-    # Doing things once ----------------------------------------------------------------------------------------------
+    # Doing things once ------------------------------------------------------------------------------------------------
 
     def take_lease(self, name: str, *, holder: str, seconds: float) -> LeaseRecord | None:
         """The right to do `name` alone for so long, or None while someone else has it."""
@@ -312,10 +306,25 @@ class Ledger:
         with self.database.writing() as session:
             leases.release(session, lease)
 
-    def pending(self) -> tuple[OutboxRecord, ...]:
-        """What MLflow has still to be told, in order."""
-        with self.database.reading() as session:
-            return outbox.pending(session)
+    def begin_attempt(self, run: str, lease: LeaseRecord) -> AttemptRecord:
+        """Note that the holder of the lease sets out to make the version of key `run`.
+
+        Raises:
+            Conflict: the lease is lost.
+        """
+        with self.database.writing() as session:
+            leases.check(session, lease)
+            return attempts.begin(session, run, lease, self._clock())
+
+    def end_attempt(self, attempt: AttemptRecord, *, state: str, outcome: str = "") -> AttemptRecord:
+        """Note how it ended: done or failed."""
+        with self.database.writing() as session:
+            return attempts.end(session, attempt, state, outcome, self._clock())
+
+    def note_lost_attempts(self) -> int:
+        """Note the attempts whose process died without a word; how many."""
+        with self.database.writing() as session:
+            return attempts.note_lost(session, self._clock())
 
     def mark_delivered(self, records: Sequence[OutboxRecord]) -> None:
         with self.database.writing() as session:
@@ -323,28 +332,24 @@ class Ledger:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _standing(self, name: str, find: Callable[..., VersionRow | None]) -> VersionRecord | None:
-        with self.database.reading() as session:
-            row = find(session, name)
-            return None if row is None else versions.records(session, [row])[0]
-
-    def _verify(self, digest: str) -> None:
+    def _verified(self, *digests: str) -> Store:
+        """The store, after these objects were read and found whole."""
         if self._store is None:
             raise RegistryError.one(
                 "E-LEDGER-015", self.database.shown, "was opened without a store", "open it with one"
             )
-        self._store.path(digest)
+        for digest in digests:
+            self._store.path(digest)
+        return self._store
 
-
-def _dataset(row: DatasetRow) -> DatasetRecord:
-    return DatasetRecord(
-        digest=row.digest,
-        task=row.task,
-        source=row.source,
-        source_digest=row.source_digest,
-        rows_in=row.rows_in,
-        counts=row.counts,
-        quarantined=row.quarantined,
-        deduplicated=row.deduplicated,
-        purpose=cast(Purpose, row.purpose),
-    )
+    def _vouch(self, version: VersionRecord) -> None:
+        """Files and manifest verify and agree with the ledger; where a key is configured, its signature stands."""
+        store = self._verified(version.artifact, version.manifest)
+        raise_if_any(IntegrityError, binding_problems(version, store.path(version.manifest)))
+        if self._signer is None:
+            return
+        seals = {signature.key: signature.seal for signature in self.signatures(version.ref)}
+        if self._signer.key not in seals:
+            raise IntegrityError(unsigned(version.ref, self._signer.key))
+        binding = (store.path(version.manifest) / MANIFEST).read_bytes()
+        self._signer.check(store, seals[self._signer.key], binding, version.ref)

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from registry.names import CONTENT, find_content, find_version
 from registry.records import base_ref, code_ref, dataset_ref
-from registry.tables import BaseRow, CodeRow, DatasetRow, EdgeRow, VersionRow
-from registry.versions import edges_of
+from registry.tables import BaseRow, CodeRow, DatasetRow, EdgeRow, VersionRow, WithdrawalRow
 
 Direction = Literal["up", "down"]
 SHORTEN = {"base": base_ref, "dataset": dataset_ref, "code": code_ref}
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One thing; `ref` holds the full digest of content, `label` is what a person reads."""
 
     ref: str
     kind: str  # adapter, merged, base, dataset, code
     label: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """`child` was made from `parent`, as `role`."""
 
     child: str
@@ -46,11 +45,14 @@ class Lineage:
     nodes: Mapping[str, Node]
     links: tuple[Link, ...]
 
-    def steps(self, ref: str) -> tuple[tuple[str, str], ...]:
-        """(role, next node) one step further in this direction."""
-        if self.direction == "up":
-            return tuple((link.role, link.parent) for link in self.links if link.child == ref)
-        return tuple((link.role, link.child) for link in self.links if link.parent == ref)
+    @cached_property
+    def steps(self) -> Mapping[str, Sequence[tuple[str, str]]]:
+        """From each node that leads further in this direction: (role, next node), in the order of the drafts."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for child, role, parent in self.links:
+            here, there = (child, parent) if self.direction == "up" else (parent, child)
+            found.setdefault(here, []).append((role, there))
+        return found
 
     def versions(self) -> tuple[str, ...]:
         """References of all versions in it, the root included if it is one."""
@@ -69,11 +71,12 @@ def walk(session: Session, ref: str, direction: Direction = "up") -> Lineage:
         content = {f"{kind}:{row.digest}": _content_node(row)}
         if direction == "up":
             return Lineage(next(iter(content)), direction, content, ())
-        ids = _made_from(session, getattr(EdgeRow, kind) == row.digest)
-        return _lineage(session, next(iter(content)), direction, ids, content)
+        first: Any = select(EdgeRow.child_id.label("id")).where(getattr(EdgeRow, kind) == row.digest)
+        return _lineage(session, next(iter(content)), direction, _descendants(first), content)
     version = find_version(session, ref)
-    ids = _ancestors(session, version.id) if direction == "up" else _made_from(session, EdgeRow.parent_id == version.id)
-    return _lineage(session, f"{version.name}:{version.number}", direction, sorted({version.id, *ids}), {})
+    first = select(VersionRow.id.label("id")).where(VersionRow.id == version.id)
+    ids = _ancestors(first) if direction == "up" else _descendants(first)
+    return _lineage(session, f"{version.name}:{version.number}", direction, ids, {})
 
 
 def neighbourhood(session: Session, ref: str) -> Lineage:
@@ -82,8 +85,10 @@ def neighbourhood(session: Session, ref: str) -> Lineage:
     root = f"{version.name}:{version.number}"
     above = select(EdgeRow.parent_id).where(EdgeRow.child_id == version.id, EdgeRow.parent_id.is_not(None))
     below = select(EdgeRow.child_id).where(EdgeRow.parent_id == version.id)
-    ids = {version.id, *session.scalars(above), *session.scalars(below)}
-    wide = _lineage(session, root, "up", sorted(filter(None, ids)), {})
+    near_ids = select(VersionRow.id).where(
+        or_(VersionRow.id == version.id, VersionRow.id.in_(above), VersionRow.id.in_(below))
+    )
+    wide = _lineage(session, root, "up", near_ids, {})
     links = tuple(link for link in wide.links if root in (link.child, link.parent))
     near = {root, *(link.parent for link in links), *(link.child for link in links)}
     return Lineage(root, "up", {name: node for name, node in wide.nodes.items() if name in near}, links)
@@ -91,8 +96,7 @@ def neighbourhood(session: Session, ref: str) -> Lineage:
 
 def tree(lineage: Lineage) -> str:
     """The lineage as indented text; what was drawn once is not drawn again below another parent."""
-    drawn: set[str] = set()
-    return "\n".join([lineage.nodes[lineage.root].label, *_branches(lineage, lineage.root, "", drawn)])
+    return "\n".join([lineage.nodes[lineage.root].label, *_branches(lineage, lineage.root)])
 
 
 def mermaid(lineage: Lineage) -> str:
@@ -116,40 +120,47 @@ def as_json(lineage: Lineage) -> dict[str, Any]:
     return {"root": lineage.root, "direction": lineage.direction, "nodes": nodes, "links": links}
 
 
-def _ancestors(session: Session, version_id: int) -> list[int]:
-    first = select(VersionRow.id.label("id")).where(VersionRow.id == version_id)
+def _ancestors(first: Select[Any]) -> Select[Any]:
     found = first.cte("found", recursive=True)
-    further = (
-        select(EdgeRow.parent_id).join(found, EdgeRow.child_id == found.c.id).where(EdgeRow.parent_id.is_not(None))
-    )
-    return list(session.scalars(select(found.union(further).c.id)))
+    step = select(EdgeRow.parent_id).join(found, EdgeRow.child_id == found.c.id).where(EdgeRow.parent_id.is_not(None))
+    return select(found.union(step).c.id)
 
 
-def _made_from(session: Session, first_step: ColumnElement[bool]) -> list[int]:
-    first: Select[Any] = select(EdgeRow.child_id.label("id")).where(first_step)
+def _descendants(first: Select[Any]) -> Select[Any]:
     found = first.cte("found", recursive=True)
-    return sorted(
-        session.scalars(select(found.union(select(EdgeRow.child_id).join(found, EdgeRow.parent_id == found.c.id)).c.id))
-    )
+    return select(found.union(select(EdgeRow.child_id).join(found, EdgeRow.parent_id == found.c.id)).c.id)
 
 
-def _lineage(session: Session, root: str, direction: Direction, ids: list[int], content: dict[str, Node]) -> Lineage:
+def _lineage(session: Session, root: str, direction: Direction, ids: Select[Any], content: dict[str, Node]) -> Lineage:
     """Nodes and links among the versions `ids`; on the way down, only links between root and descendants."""
     named: dict[int, str] = {}
     nodes = dict(content)
-    columns = select(VersionRow.id, VersionRow.name, VersionRow.number, VersionRow.kind, VersionRow.artifact)
-    for row_id, name, number, kind, artifact in session.execute(
-        columns.where(VersionRow.id.in_(ids)).order_by(VersionRow.id)
+    gone = WithdrawalRow.version_id.is_not(None)
+    columns = select(VersionRow.id, VersionRow.name, VersionRow.number, VersionRow.kind, VersionRow.artifact, gone)
+    joined = columns.outerjoin(WithdrawalRow, WithdrawalRow.version_id == VersionRow.id)
+    for row_id, name, number, kind, artifact, withdrawn in session.execute(
+        joined.where(VersionRow.id.in_(ids)).order_by(VersionRow.id)
     ):
         ref = named[row_id] = f"{name}:{number}"
-        nodes[ref] = Node(ref, kind, f"{ref} ({kind})", {"artifact": artifact})
-    links = tuple(
-        Link(named[child_id], role, parent)
-        for child_id, role, parent in edges_of(session, list(named))
-        if direction == "up" or parent in nodes
-    )
-    nodes.update(_content_nodes(session, {link.parent for link in links} - set(nodes)))
-    return Lineage(root, direction, nodes, links)
+        label = f"{ref} ({kind}, withdrawn)" if withdrawn else f"{ref} ({kind})"
+        nodes[ref] = Node(ref, kind, label, {"artifact": artifact, "withdrawn": bool(withdrawn)})
+    links = []
+    targets = (EdgeRow.parent_id, *(getattr(EdgeRow, kind) for kind in CONTENT))
+    edges = select(EdgeRow.child_id, EdgeRow.role, *targets).where(EdgeRow.child_id.in_(ids))
+    if direction == "down":
+        kind, _, digest = root.partition(":")
+        inside = EdgeRow.parent_id.is_not(None)
+        edges = edges.where(or_(inside, getattr(EdgeRow, kind) == digest) if kind in CONTENT else inside)
+    for child_id, role, parent_id, *digests in session.execute(edges.order_by(EdgeRow.child_id, EdgeRow.place)):
+        if parent_id is None:
+            parent = next(f"{kind}:{digest}" for kind, digest in zip(CONTENT, digests, strict=True) if digest)
+        elif parent_id in named:
+            parent = named[parent_id]
+        else:
+            continue  # on the way down: another parent, which is not among the descendants
+        links.append(Link(named[child_id], role, parent))
+    nodes.update(_content_nodes(session, {link.parent for link in links} - nodes.keys()))
+    return Lineage(root, direction, nodes, tuple(links))
 
 
 def _content_nodes(session: Session, refs: set[str]) -> dict[str, Node]:
@@ -168,19 +179,23 @@ def _content_node(row: BaseRow | DatasetRow | CodeRow) -> Node:
     if isinstance(row, DatasetRow):
         label = f"{dataset_ref(row.digest)} {row.task} {row.purpose} ({row.accepted:,} rows)"
         facts = {"task": row.task, "purpose": row.purpose, "source": row.source, "source_digest": row.source_digest}
-        return Node(f"dataset:{row.digest}", "dataset", label, {**facts, "counts": row.counts})
+        return Node(f"dataset:{row.digest}", "dataset", label, facts)
     return Node(f"code:{row.digest}", "code", code_ref(row.digest), {"versions": row.versions})
 
 
-def _branches(lineage: Lineage, ref: str, indent: str, drawn: set[str]) -> Iterator[str]:
-    drawn.add(ref)
-    steps = lineage.steps(ref)
-    for place, (role, following) in enumerate(steps):
-        last = place == len(steps) - 1
-        again = " (drawn above)" if following in drawn and lineage.steps(following) else ""
-        yield f"{indent}{'└─ ' if last else '├─ '}{role}: {lineage.nodes[following].label}{again}"
-        if following not in drawn:
-            yield from _branches(lineage, following, indent + ("   " if last else "│  "), drawn)
+def _branches(lineage: Lineage, root: str) -> Iterator[str]:
+    """Depth first, with a list for a stack: a chain of retrainings can be longer than Python may recurse."""
+    drawn = {root}
+    todo = [(step, "", place) for place, step in enumerate(reversed(lineage.steps.get(root, ())))]
+    while todo:
+        (role, ref), indent, from_last = todo.pop()
+        further = lineage.steps.get(ref, ())
+        again = " (drawn above)" if ref in drawn and further else ""
+        yield f"{indent}{'├─ ' if from_last else '└─ '}{role}: {lineage.nodes[ref].label}{again}"
+        if ref not in drawn:
+            drawn.add(ref)
+            inner = indent + ("│  " if from_last else "   ")
+            todo += [(step, inner, place) for place, step in enumerate(reversed(further))]
 
 
 def _quoted(label: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from registry.failpoint import failpoint
 from registry.names import find_version, last_promotion, unknown_name
 from registry.records import Move, PromotionRecord
 from registry.tables import NameRow, OutboxRow, PromotionRow
+from registry.withdrawals import refuse_withdrawn
 
 
 def append(
@@ -35,6 +36,7 @@ def append(
 
     Raises:
         Conflict: the champion is another one by now, or `number` is champion already.
+        IntegrityError: the version is withdrawn.
         Unknown: for a name or number that is not in the ledger.
     """
     _lock(session, name)
@@ -42,10 +44,10 @@ def append(
     champion = last.number if last is not None else None
     if champion != expected or (last is not None and seen not in (None, last.seq)):
         raise _stale(name, champion, expected)
-    find_version(session, f"{name}:{number}")
+    refuse_withdrawn(session, [find_version(session, f"{name}:{number}").id])
     if number == champion:
         raise _conflict(name, f"v{number} is the champion already", "nothing to do", champion)
-    failpoint("ledger.promote")
+    failpoint("promote.before_link")
     row = PromotionRow(
         name=name,
         seq=1 if last is None else last.seq + 1,
@@ -70,18 +72,22 @@ def chain(session: Session, name: str) -> tuple[PromotionRecord, ...]:
     return tuple(_record(row) for row in rows)
 
 
-def rollback_target(links: Sequence[PromotionRecord]) -> int | None:
+def rollback_target(links: Sequence[PromotionRecord], withdrawn: Collection[int] = ()) -> int | None:
     """The champion before the present one: a rollback undoes the last promotion that was not undone yet.
 
-    So two rollbacks in a row go back two champions; they do not swing back to the one that was rejected.
+    So two rollbacks in a row go back two champions; they do not swing back to the one that was rejected. Champions that
+    were withdrawn are stepped over.
     """
     standing: list[int] = []
     for link in links:
         if link.move == "promote":
             standing.append(link.number)
-        else:
+            continue
+        standing.pop()
+        while standing and standing[-1] != link.number:
             standing.pop()
-    return standing[-2] if len(standing) > 1 else None
+    champion = standing[-1] if standing else None
+    return next((n for n in reversed(standing[:-1]) if n != champion and n not in withdrawn), None)
 
 
 def no_way_back(name: str) -> Unknown:

@@ -121,6 +121,7 @@ class VersionDraft:
     code: str  # digest
     spec: Mapping[str, Any]
     parents: tuple[Parent | tuple[str, str], ...]
+    binds: Mapping[str, Any] = field(default_factory=dict)  # further content for the manifest, by name
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[EvaluationRecord, ...] = ()
     figures: str | None = None  # digest in the store of a folder of images
@@ -140,6 +141,7 @@ class VersionRecord:
     base: str
     code: str
     spec: Mapping[str, Any]
+    manifest: str
     parents: tuple[Parent, ...]
     metrics: Mapping[str, float]
     figures: str | None
@@ -182,6 +184,8 @@ class FindingRecord:
     action: str
     report: Mapping[str, Any]
     created_at: datetime | None = None
+    rows: int = 0  # of the window
+    source: str = ""  # of the window
 
 
 @dataclass(frozen=True)
@@ -205,10 +209,44 @@ class LeaseRecord:
 
 
 @dataclass(frozen=True)
+class AttemptRecord:
+    """One process that set out to make the version of `run` (a version key)."""
+
+    run: str
+    number: int
+    holder: str
+    state: str  # running, done, failed, lost
+    outcome: str
+    started_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class WithdrawalRecord:
+    """A version that may not be used any more; `cause` is itself, or the version in it that was withdrawn."""
+
+    version: str
+    cause: str
+    actor: str
+    reason: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class SignatureRecord:
+    """A version's manifest, signed: `key` is the SHA-256 of the public key, `seal` the store's digest."""
+
+    version: str
+    key: str
+    seal: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class OutboxRecord:
     """Something that MLflow has still to be told, written in the transaction that made it true."""
 
     id: int
-    topic: str  # version, promotion, evaluation
+    topic: str  # version, promotion, evaluation, withdrawal
     name: str
     number: int | None

@@ -34,6 +34,8 @@ from registry.fingerprint import (
 
 SETTLED_SECONDS = 2.0  # a file changed more recently than this could change again within the clock's grain
 
+HIDDEN = "removed-"  # how the names of objects that are to be erased begin, under tmp/
+
 Signature = tuple[tuple[str, int, int, int, int], ...]  # path, inode, size, mtime ns, ctime ns
 
 
@@ -57,6 +59,7 @@ class Store:
         entries = manifest_of(source)
         digest = digest_of_manifest(entries)
         if self._is_whole(digest):
+            os.utime(self._place(digest))  # it is wanted again: no sweep may take it for old
             return digest
         needed_bytes = sum(entry.bytes for entry in entries)
         with full_disk_says_so(self.root, needed_bytes):
@@ -93,9 +96,7 @@ class Store:
         place = self._place(digest)
         files = place / "files"
         if not place.is_dir():
-            raise IntegrityError.one(
-                "E-STORE-001", digest, f"is not in the store {self.root}", "restore it from a backup, or train again"
-            )
+            raise self._missing(digest)
         before = _signature(place)
         if before is not None and self._verified.get(digest) == before:
             return files
@@ -109,6 +110,46 @@ class Store:
         """Whether the object is there, not whether it is whole."""
         return self._place(digest).is_dir()
 
+    def refuse_missing(self, *digests: str) -> None:
+        """Let a commit pass only while these objects are there; their bytes were verified before.
+
+        Raises:
+            IntegrityError: one was removed since.
+        """
+        for digest in digests:
+            if not self.holds(digest):
+                raise self._missing(digest)
+
+    def age_seconds(self, digest: str, now_seconds: float) -> float:
+        """How long ago it was last put, by the clock of the file system."""
+        return now_seconds - self._place(digest).stat().st_mtime
+
+    def bytes_of(self, digest: str) -> int:
+        """Its size; 0 where it is gone."""
+        return sum(path.stat().st_size for path in self._place(digest).rglob("*") if path.is_file())
+
+    def hide(self, digest: str) -> None:
+        """Take an object out of sight, in one step. Only for what nothing refers to."""
+        place = self._place(digest)
+        make_folders(self.root / "tmp")
+        failpoint("gc.before_rename")
+        os.rename(place, self.root / "tmp" / f"{HIDDEN}{digest[:16]}-{uuid.uuid4().hex}")
+        sync_folder(place.parent)
+        failpoint("gc.after_rename")
+        self._verified.pop(digest, None)
+
+    def erase_hidden(self) -> None:
+        """Take what is out of sight off the disk."""
+        for path in (self.root / "tmp").glob(f"{HIDDEN}*"):
+            failpoint("gc.before_erase")
+            shutil.rmtree(path, ignore_errors=True)
+
+    def litter(self, now_seconds: float) -> Iterator[tuple[Path, float]]:
+        """What killed writers left and when, as (path, age in seconds)."""
+        folder = self.root / "tmp"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            yield path, now_seconds - path.stat().st_mtime
+
     def manifest(self, digest: str) -> tuple[FileEntry, ...]:
         """The files of an object with sizes and hashes, after it was verified."""
         self.path(digest)
@@ -120,6 +161,10 @@ class Store:
         if shelves.is_dir():
             for shelf in sorted(shelves.iterdir()):
                 yield from sorted(place.name for place in shelf.iterdir())
+
+    def _missing(self, digest: str) -> IntegrityError:
+        wrong, remedy = f"is not in the store {self.root}", "restore it from a backup, or train again"
+        return IntegrityError.one("E-STORE-001", digest, wrong, remedy)
 
     def _place(self, digest: str) -> Path:
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):

@@ -1,9 +1,11 @@
 """The ledger's tables. What may not be forgotten or bent is a constraint, so that no writer can get around it.
 
-- numbers: UNIQUE (name, number), UNIQUE version_key; versions and promotions refuse UPDATE and DELETE (triggers).
+- numbers: UNIQUE (name, number), UNIQUE version_key; versions, edges, specs, splits, promotions, withdrawals and
+  signatures refuse UPDATE and DELETE (triggers).
 - edges: exactly one target; a parent came before its child (parent_id < child_id), so no cycle can be written.
 - promotions: row seq points at row seq - 1 of the same name *and* at its number, so the chain has no gap and no fork.
-- data sets: rows_in = accepted + quarantined + deduplicated.
+- data sets: rows_in = accepted + quarantined + deduplicated; a window of traffic is judged, claimed, and named once.
+- attempts: numbered 1..n within their run; one that has ended says when and how.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     DateTime,
     Dialect,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -82,9 +86,27 @@ class DatasetRow(Table):
     accepted: Mapped[int] = mapped_column(BigInteger)
     quarantined: Mapped[int] = mapped_column(BigInteger)
     deduplicated: Mapped[int] = mapped_column(BigInteger)
-    counts: Mapped[dict[str, int]] = mapped_column(JSON)
     purpose: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class SplitRow(Table):
+    """How many rows of a data set lie on one side."""
+
+    __tablename__ = "splits"
+    __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
+    dataset: Mapped[str] = mapped_column(ForeignKey("datasets.digest"), primary_key=True)
+    side: Mapped[str] = mapped_column(String(32), primary_key=True)
+    place: Mapped[int] = mapped_column(Integer)  # order in the record
+    rows: Mapped[int] = mapped_column(BigInteger)
+
+
+class SpecRow(Table):
+    """What was asked for; `digest` is the fingerprint of `body`, so a spec that made many versions stands once."""
+
+    __tablename__ = "specs"
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    body: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class CodeRow(Table):
@@ -119,7 +141,8 @@ class VersionRow(Table):
     artifact: Mapped[str] = mapped_column(DIGEST, index=True)
     base: Mapped[str] = mapped_column(ForeignKey("bases.digest"))
     code: Mapped[str] = mapped_column(ForeignKey("codes.digest"))
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    spec: Mapped[str] = mapped_column(ForeignKey("specs.digest"))
+    manifest: Mapped[str] = mapped_column(DIGEST)  # what binds artifact, base, spec and code, in the store
     metrics: Mapped[dict[str, float]] = mapped_column(JSON)
     figures: Mapped[str | None] = mapped_column(DIGEST)
     run: Mapped[str | None] = mapped_column(Text)
@@ -214,9 +237,24 @@ class PromotionRow(Table):
     created_at: Mapped[datetime] = mapped_column(Utc)
 
 
+class WindowRow(Table):
+    """A stretch of a task's traffic, by the rows that are in it."""
+
+    __tablename__ = "windows"
+    __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
+    task: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    rows: Mapped[int] = mapped_column(BigInteger)
+    source: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Utc)
+
+
 class FindingRow(Table):
     __tablename__ = "findings"
-    __table_args__ = (UniqueConstraint("version_id", "window_digest"),)
+    __table_args__ = (
+        UniqueConstraint("version_id", "window_digest"),
+        ForeignKeyConstraint(["task", "window_digest"], ["windows.task", "windows.digest"]),
+    )
     id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
     task: Mapped[str] = mapped_column(Text, index=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
@@ -231,6 +269,7 @@ class ClaimRow(Table):
     """A window that was taken up for retraining: the primary key lets it happen once, whichever version was judged."""
 
     __tablename__ = "retrain_claims"
+    __table_args__ = (ForeignKeyConstraint(["task", "window_digest"], ["windows.task", "windows.digest"]),)
     task: Mapped[str] = mapped_column(Text, primary_key=True)
     window_digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
     finding_id: Mapped[int] = mapped_column(ForeignKey("findings.id"))
@@ -248,9 +287,102 @@ class LeaseRow(Table):
     expires_seconds: Mapped[float]  # since 1970, by the database's clock
 
 
+class RunRow(Table):
+    """Something to be made once: `key` is the version key that it will have."""
+
+    __tablename__ = "runs"
+    key: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class AttemptRow(Table):
+    """One process that set out to make it, under the lease whose token it holds."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("run", "number"),
+        CheckConstraint("state IN ('running', 'done', 'failed', 'lost')", name="state"),
+        CheckConstraint("(state = 'running') = (ended_at IS NULL)", name="ended"),
+    )
+    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("runs.key"))
+    number: Mapped[int] = mapped_column(Integer)
+    token: Mapped[int] = mapped_column(BigInteger)
+    holder: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    outcome: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(Utc)
+    ended_at: Mapped[datetime | None] = mapped_column(Utc)
+
+
+class WithdrawalRow(Table):
+    """A version that may not be used any more, because of itself or of what it was made from."""
+
+    __tablename__ = "withdrawals"
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True, autoincrement=False)
+    cause_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+    actor: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class SignatureRow(Table):
+    """A version's manifest signed with one key; `seal` is the digest in the store of manifest and signature."""
+
+    __tablename__ = "signatures"
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(DIGEST, primary_key=True)  # SHA-256 of the public key
+    seal: Mapped[str] = mapped_column(DIGEST)
+    created_at: Mapped[datetime] = mapped_column(Utc)
+
+
+class TrafficRow(Table):
+    """One request that a served task was asked; `at` is NULL while only its label has come."""
+
+    __tablename__ = "traffic"
+    __table_args__ = (Index("ix_traffic_task_at", "task", "at"),)
+    task: Mapped[str] = mapped_column(Text, primary_key=True)
+    event: Mapped[str] = mapped_column(Text, primary_key=True)
+    at: Mapped[datetime | None] = mapped_column(Utc)
+    source: Mapped[str] = mapped_column(Text)
+    columns: Mapped[dict[str, str]] = mapped_column(JSON)
+
+
+class TrafficIngestRow(Table):
+    """How far one file of traffic is taken in; `through` is the number of its last row that is."""
+
+    __tablename__ = "traffic_ingests"
+    __table_args__ = (
+        CheckConstraint("rows_in = accepted + repeated + set_aside", name="rows_are_conserved"),
+        CheckConstraint("late <= repeated", name="late"),
+    )
+    task: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    through: Mapped[int] = mapped_column(BigInteger)
+    rows_in: Mapped[int] = mapped_column(BigInteger)
+    accepted: Mapped[int] = mapped_column(BigInteger)
+    repeated: Mapped[int] = mapped_column(BigInteger)
+    late: Mapped[int] = mapped_column(BigInteger)
+    set_aside: Mapped[int] = mapped_column(BigInteger)
+    finished: Mapped[bool] = mapped_column(Boolean)
+
+
+class TrafficAsideRow(Table):
+    """A row of such a file that was not taken, and why."""
+
+    __tablename__ = "traffic_set_aside"
+    __table_args__ = (ForeignKeyConstraint(["task", "digest"], ["traffic_ingests.task", "traffic_ingests.digest"]),)
+    task: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    row: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    field: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+
+
 class OutboxRow(Table):
     __tablename__ = "outbox"
-    __table_args__ = (CheckConstraint("topic IN ('version', 'promotion', 'evaluation')", name="topic"),)
+    __table_args__ = (CheckConstraint("topic IN ('version', 'promotion', 'evaluation', 'withdrawal')", name="topic"),)
     id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
     topic: Mapped[str] = mapped_column(String(16))
     name: Mapped[str] = mapped_column(Text)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
@@ -13,12 +13,25 @@ from sqlalchemy.orm import Session, aliased
 from registry import evaluations
 from registry.database import insert_once
 from registry.errors import Conflict, DraftRefused, Problem, RegistryError, raise_if_any
-from registry.fingerprint import canonical
+from registry.fingerprint import canonical, fingerprint
 from registry.names import CONTENT, find_content, find_version, name_problem
 from registry.records import Kind, Parent, VersionDraft, VersionRecord
-from registry.tables import EdgeRow, NameRow, OutboxRow, VersionRow
+from registry.tables import EdgeRow, NameRow, OutboxRow, SpecRow, VersionRow
+from registry.withdrawals import COMPARED_ONLY, refuse_withdrawn
 
 DRAWN_BY_LEDGER = ("base", "code")
+
+
+class VersionRef(NamedTuple):
+    """A version by its name; what a list of thousands is made of."""
+
+    name: str
+    number: int
+    kind: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}:{self.number}"
 
 
 def draft_problems(draft: VersionDraft) -> Iterator[Problem]:
@@ -49,13 +62,14 @@ def draft_problems(draft: VersionDraft) -> Iterator[Problem]:
         yield from evaluations.record_problems(evaluation)
 
 
-def insert(session: Session, draft: VersionDraft, at: datetime) -> tuple[VersionRow, bool]:
+def insert(session: Session, draft: VersionDraft, manifest: str, at: datetime) -> tuple[VersionRow, bool]:
     """The row for this draft and whether it is new: with its key already there, that version stands.
 
     The name's row stays locked until the commit, so numbers are given out one after the other and none twice.
 
     Raises:
         DraftRefused: naming every parent, base, code or data set that the ledger does not know.
+        IntegrityError: a version that it contains is withdrawn.
         Conflict: the key belongs to a version of another name.
     """
     insert_once(session, NameRow, name=draft.name, last_number=0, created_at=at)
@@ -67,6 +81,10 @@ def insert(session: Session, draft: VersionDraft, at: datetime) -> tuple[Version
             raise Conflict.one("E-LEDGER-021", draft.name, wrong, "use that version; one identity has one name")
         return standing, False
     targets = _targets(session, draft)
+    contained = [t["parent_id"] for role, t in targets if "parent_id" in t and role != COMPARED_ONLY]
+    refuse_withdrawn(session, contained)
+    spec = fingerprint(draft.spec)
+    insert_once(session, SpecRow, digest=spec, body=dict(draft.spec))
     name.last_number += 1
     row = VersionRow(
         name=draft.name,
@@ -76,7 +94,8 @@ def insert(session: Session, draft: VersionDraft, at: datetime) -> tuple[Version
         artifact=draft.artifact,
         base=draft.base,
         code=draft.code,
-        spec=dict(draft.spec),
+        spec=spec,
+        manifest=manifest,
         metrics={key: float(value) for key, value in draft.metrics.items()},
         figures=draft.figures,
         run=draft.run,
@@ -98,12 +117,23 @@ def row_by_key(session: Session, version_key: str) -> VersionRow | None:
 
 
 def records(session: Session, rows: Sequence[VersionRow]) -> tuple[VersionRecord, ...]:
-    """The rows as values, their edges read in one query."""
+    """The rows as values, their edges and specs read in one query each."""
+    bodies = dict(
+        session.execute(select(SpecRow.digest, SpecRow.body).where(SpecRow.digest.in_({r.spec for r in rows})))
+        .tuples()
+        .all()
+    )
     parents: dict[int, list[Parent]] = {row.id: [] for row in rows}
     for child_id, role, ref in edges_of(session, list(parents)):
         if role not in DRAWN_BY_LEDGER:
             parents[child_id].append(Parent(role, ref))
-    return tuple(_record(row, tuple(parents[row.id])) for row in rows)
+    return tuple(_record(row, bodies[row.spec], tuple(parents[row.id])) for row in rows)
+
+
+def refs(session: Session, ids: Sequence[int]) -> tuple[VersionRef, ...]:
+    """Name, number and kind of these versions, in the order of registration."""
+    query = select(VersionRow.name, VersionRow.number, VersionRow.kind).where(VersionRow.id.in_(ids))
+    return tuple(VersionRef(*row) for row in session.execute(query.order_by(VersionRow.id)))
 
 
 def edges_of(session: Session, child_ids: Sequence[int]) -> Iterator[tuple[int, str, str]]:
@@ -165,7 +195,7 @@ def _foreign_parents(
                 yield Problem("E-LEDGER-006", "parents", wrong, "merge adapters of one base")
 
 
-def _record(row: VersionRow, parents: tuple[Parent, ...]) -> VersionRecord:
+def _record(row: VersionRow, spec: Mapping[str, Any], parents: tuple[Parent, ...]) -> VersionRecord:
     return VersionRecord(
         name=row.name,
         number=row.number,
@@ -174,7 +204,8 @@ def _record(row: VersionRow, parents: tuple[Parent, ...]) -> VersionRecord:
         artifact=row.artifact,
         base=row.base,
         code=row.code,
-        spec=row.spec,
+        spec=spec,
+        manifest=row.manifest,
         parents=parents,
         metrics=row.metrics,
         figures=row.figures,

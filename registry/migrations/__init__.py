@@ -14,7 +14,7 @@ from registry.errors import IntegrityError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0001"
+HEAD = "0003"
 FOLDER = Path(__file__).parent
 
 

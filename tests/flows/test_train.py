@@ -14,7 +14,7 @@ STEPS = 60
 def test_a_spec_becomes_a_champion_whose_stored_bytes_are_what_the_ledger_says(factory: Any, intent: Any) -> None:
     version = intent.outcome.version
     ((artifact, kind, spec),) = factory.sql(
-        "SELECT artifact, kind, spec FROM versions WHERE name = 'intent' AND number = 1"
+        "SELECT artifact, kind, body FROM versions JOIN specs ON spec = digest WHERE name = 'intent' AND number = 1"
     )
     assert (artifact, kind) == (version.artifact, "adapter")
     assert {"adapter_config.json", "adapter_model.safetensors", "factory.json"} <= set(factory.files(artifact))
@@ -198,7 +198,7 @@ def test_a_run_that_blows_up_leaves_its_curve_in_mlflow_and_nothing_else(factory
 
 def test_a_classifier_is_trained_registered_served_and_answers_by_name(factory: Any, mood: Any, desk: Any) -> None:
     assert mood.outcome.promoted, mood.outcome.decision.sentence
-    ((spec, artifact),) = factory.sql("SELECT spec, artifact FROM versions WHERE name = 'mood'")
+    ((spec, artifact),) = factory.sql("SELECT body, artifact FROM versions JOIN specs ON spec = digest WHERE name = 'mood'")
     assert json.loads(spec)["data"]["labels"] == sorted(desk["mood"].labels)
     assert json.loads(factory.files(artifact)["labels.json"].read_text()) == sorted(desk["mood"].labels)
     assert factory.sql("SELECT number FROM promotions WHERE name = 'mood'") == [(1,)]

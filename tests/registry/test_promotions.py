@@ -145,7 +145,7 @@ def test_eight_promoters_lose_no_update_and_every_loser_is_told(url, five, store
     barrier, said = FORK.Barrier(PROMOTERS), FORK.Queue()
 
     def work(place: int) -> None:
-        os.environ["FACTORY_FAILPOINT"] = f"ledger.promote=sleep:0.001@{place + 1}"
+        os.environ["FACTORY_FAILPOINT"] = f"promote.before_link=sleep:0.001@{place + 1}"
         with Ledger.open(url, store=Store(store.root)) as ledger:
             won, lost = [], 0
             barrier.wait(30)

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from registry.migrations.append_only import refuse_changes
+
 revision = "0001"
 down_revision = None
 
@@ -10,12 +12,7 @@ DIGEST = sa.String(length=64)
 MOMENT = sa.DateTime(timezone=True)
 ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-APPEND_ONLY = ("versions", "edges", "promotions")
-
-NOTHING_CHANGES = """
-CREATE FUNCTION nothing_changes() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$
-"""
+APPEND_ONLY = ("versions", "edges", "specs", "splits", "promotions")
 
 
 def upgrade() -> None:
@@ -47,7 +44,6 @@ def upgrade() -> None:
         sa.Column("accepted", sa.BigInteger(), nullable=False),
         sa.Column("quarantined", sa.BigInteger(), nullable=False),
         sa.Column("deduplicated", sa.BigInteger(), nullable=False),
-        sa.Column("counts", sa.JSON(), nullable=False),
         sa.Column("purpose", sa.String(length=16), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.CheckConstraint("purpose IN ('training', 'traffic')", name=op.f("ck_datasets_purpose")),
@@ -57,6 +53,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_datasets")),
     )
     op.create_index(op.f("ix_datasets_task"), "datasets", ["task"], unique=False)
+    op.create_table(
+        "splits",
+        sa.Column("dataset", DIGEST, nullable=False),
+        sa.Column("side", sa.String(length=32), nullable=False),
+        sa.Column("place", sa.Integer(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("rows >= 0", name=op.f("ck_splits_rows")),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.digest"], name=op.f("fk_splits_dataset")),
+        sa.PrimaryKeyConstraint("dataset", "side", name=op.f("pk_splits")),
+    )
+    op.create_table(
+        "specs",
+        sa.Column("digest", DIGEST, nullable=False),
+        sa.Column("body", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_specs")),
+    )
     op.create_table(
         "leases",
         sa.Column("name", sa.Text(), nullable=False),
@@ -80,7 +92,9 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=True),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("delivered_at", MOMENT, nullable=True),
-        sa.CheckConstraint("topic IN ('version', 'promotion', 'evaluation')", name=op.f("ck_outbox_topic")),
+        sa.CheckConstraint(
+            "topic IN ('version', 'promotion', 'evaluation', 'withdrawal')", name=op.f("ck_outbox_topic")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
     )
     op.create_index(op.f("ix_outbox_delivered_at"), "outbox", ["delivered_at"], unique=False)
@@ -101,7 +115,8 @@ def upgrade() -> None:
         sa.Column("artifact", DIGEST, nullable=False),
         sa.Column("base", DIGEST, nullable=False),
         sa.Column("code", DIGEST, nullable=False),
-        sa.Column("spec", sa.JSON(), nullable=False),
+        sa.Column("spec", DIGEST, nullable=False),
+        sa.Column("manifest", DIGEST, nullable=False),
         sa.Column("metrics", sa.JSON(), nullable=False),
         sa.Column("figures", DIGEST, nullable=True),
         sa.Column("run", sa.Text(), nullable=True),
@@ -112,6 +127,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["base"], ["bases.digest"], name=op.f("fk_versions_base")),
         sa.ForeignKeyConstraint(["code"], ["codes.digest"], name=op.f("fk_versions_code")),
         sa.ForeignKeyConstraint(["name"], ["names.name"], name=op.f("fk_versions_name")),
+        sa.ForeignKeyConstraint(["spec"], ["specs.digest"], name=op.f("fk_versions_spec")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
         sa.UniqueConstraint("name", "number", name=op.f("uq_versions_name_number")),
         sa.UniqueConstraint("version_key", name=op.f("uq_versions_version_key")),
@@ -181,6 +197,16 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_evaluations_dataset"), "evaluations", ["dataset"], unique=False)
     op.create_table(
+        "windows",
+        sa.Column("task", sa.Text(), nullable=False),
+        sa.Column("digest", DIGEST, nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.CheckConstraint("rows >= 0", name=op.f("ck_windows_rows")),
+        sa.PrimaryKeyConstraint("task", "digest", name=op.f("pk_windows")),
+    )
+    op.create_table(
         "findings",
         sa.Column("id", ROW_ID, nullable=False),
         sa.Column("task", sa.Text(), nullable=False),
@@ -190,6 +216,9 @@ def upgrade() -> None:
         sa.Column("action", DIGEST, nullable=False),
         sa.Column("report", sa.JSON(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["task", "window_digest"], ["windows.task", "windows.digest"], name=op.f("fk_findings_task_window_digest")
+        ),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_findings_version_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_findings")),
         sa.UniqueConstraint("version_id", "window_digest", name=op.f("uq_findings_version_id_window_digest")),
@@ -235,10 +264,15 @@ def upgrade() -> None:
         sa.Column("finding_id", ROW_ID, nullable=False),
         sa.Column("claimant", sa.Text(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["task", "window_digest"],
+            ["windows.task", "windows.digest"],
+            name=op.f("fk_retrain_claims_task_window_digest"),
+        ),
         sa.ForeignKeyConstraint(["finding_id"], ["findings.id"], name=op.f("fk_retrain_claims_finding_id")),
         sa.PrimaryKeyConstraint("task", "window_digest", name=op.f("pk_retrain_claims")),
     )
-    refuse_changes()
+    refuse_changes(*APPEND_ONLY)
 
 
 def downgrade() -> None:
@@ -246,6 +280,7 @@ def downgrade() -> None:
     op.drop_table("promotions")
     op.drop_index(op.f("ix_findings_task"), table_name="findings")
     op.drop_table("findings")
+    op.drop_table("windows")
     op.drop_index(op.f("ix_evaluations_dataset"), table_name="evaluations")
     op.drop_table("evaluations")
     op.drop_index(op.f("ix_edges_parent_id"), table_name="edges")
@@ -255,27 +290,16 @@ def downgrade() -> None:
     op.drop_table("edges")
     op.drop_index(op.f("ix_versions_artifact"), table_name="versions")
     op.drop_table("versions")
+    op.drop_table("specs")
     op.drop_table("row_sets")
     op.drop_index(op.f("ix_outbox_delivered_at"), table_name="outbox")
     op.drop_table("outbox")
     op.drop_table("names")
     op.drop_table("leases")
+    op.drop_table("splits")
     op.drop_index(op.f("ix_datasets_task"), table_name="datasets")
     op.drop_table("datasets")
     op.drop_table("codes")
     op.drop_table("bases")
     if op.get_context().dialect.name == "postgresql":
         op.execute("DROP FUNCTION nothing_changes()")
-
-
-def refuse_changes() -> None:
-    """No UPDATE and no DELETE on what is history; dropping a table takes its triggers along."""
-    sqlite = op.get_context().dialect.name == "sqlite"
-    if not sqlite:
-        op.execute(NOTHING_CHANGES)
-    for table in APPEND_ONLY:
-        for verb in ("UPDATE", "DELETE"):
-            body = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            call = "FOR EACH ROW EXECUTE FUNCTION nothing_changes()"
-            name = f"{table}_refuses_{verb.lower()}"
-            op.execute(f"CREATE TRIGGER {name} BEFORE {verb} ON {table} {body if sqlite else call}")

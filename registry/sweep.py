@@ -1,0 +1,100 @@
+"""Taking out the rubbish: stored objects that nothing refers to, and what killed writers left, when a day has passed.
+
+A run stores its files first and registers them last, so whatever is young may still be on its way into the ledger. An
+object that is stored again is young again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from registry.database import hold_history
+from registry.failpoint import failpoint
+from registry.ledger import Ledger
+from registry.references import referenced
+from registry.store import Store
+
+DAY_SECONDS = 86_400.0
+
+
+class Rubbish(NamedTuple):
+    """One thing that nobody needs."""
+
+    kind: str  # object, litter
+    name: str  # digest, or path
+    bytes: int
+    age_seconds: float
+
+
+def rubbish(
+    ledger: Ledger,
+    store: Store,
+    *,
+    now_seconds: float,
+    older_seconds: float = DAY_SECONDS,
+    workshops: Sequence[Path] = (),
+) -> tuple[Rubbish, ...]:
+    """What a sweep would take away now; nothing is touched.
+
+    Args:
+        now_seconds: the time since 1970, by the clock that dates the store's files.
+        workshops: further folders in which only work in progress lies.
+    """
+    with ledger.database.reading() as session:
+        needed = referenced(session)
+    objects = [
+        Rubbish("object", digest, store.bytes_of(digest), store.age_seconds(digest, now_seconds))
+        for digest in store.digests()
+        if digest not in needed
+    ]
+    left = [
+        Rubbish("litter", str(path), _bytes_below(path), age)
+        for path, age in (*store.litter(now_seconds), *_contents(workshops, now_seconds))
+    ]
+    return tuple(item for item in (*objects, *left) if item.age_seconds > older_seconds)
+
+
+def sweep(
+    ledger: Ledger,
+    store: Store,
+    *,
+    now_seconds: float,
+    older_seconds: float = DAY_SECONDS,
+    workshops: Sequence[Path] = (),
+) -> tuple[Rubbish, ...]:
+    """Take it away, and say what it was. Nobody registers while objects are taken out of sight, and each is looked at
+    again: what came to be referred to, or was stored again meanwhile, stays."""
+    found = rubbish(ledger, store, now_seconds=now_seconds, older_seconds=older_seconds, workshops=workshops)
+    taken: list[Rubbish] = []
+    with ledger.database.writing() as session:
+        hold_history(session, alone=True)
+        needed = referenced(session)
+        for item in found:
+            if item.kind == "object" and item.name not in needed:
+                if not store.holds(item.name) or store.age_seconds(item.name, now_seconds) <= older_seconds:
+                    continue
+                store.hide(item.name)
+                taken.append(item)
+        failpoint("gc.before_commit")
+    failpoint("gc.after_commit")
+    store.erase_hidden()
+    for item in found:
+        if item.kind == "litter":
+            path = Path(item.name)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            taken.append(item)
+    return tuple(taken)
+
+
+def _contents(folders: Sequence[Path], now_seconds: float) -> Iterator[tuple[Path, float]]:
+    for folder in folders:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            yield path, now_seconds - path.stat().st_mtime
+
+
+def _bytes_below(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file())
