@@ -1,14 +1,14 @@
 """The k-th largest magnitude of a change that is never in memory as a whole.
 
-Some rows give a bracket that holds the wanted magnitude all but surely; one pass over all row blocks counts what lies
-above it and keeps the few per cent that lie inside, and a selection among those is exact. A bracket that missed is
-noticed by its count, and the search starts again with all entries.
+A first pass over the row blocks reads every some-th entry and gives a bracket that holds the wanted magnitude all but
+surely; a second one counts what lies above it and keeps the few per cent that lie inside, and a selection among those
+is exact. A bracket that missed is noticed by its count, and the search starts again with all entries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,19 +18,20 @@ from tasks.merging.algebra import magnitude_of_rank
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLE = 1 << 16  # entries that the bracket is read from
-MARGIN = 0.01  # its reach to either side, as a share of the entries; about eight standard errors at most
+SAMPLE = 1 << 16  # entries at most that the bracket is read from
+SAMPLED_SHARE = 1 / 16
+ERRORS = 5  # standard errors of a share in the sample that the bracket reaches to either side
 
 
 def kth_magnitude(rows: Callable[[slice], Tensor], shape: tuple[int, int], blocks: list[slice], kept: int) -> float:
     """The `kept`-th largest |entry| of a matrix whose row blocks `rows` computes; infinite for kept = 0.
 
-    Raises nothing: with fewer than eight samples' entries everything is read at once.
+    Raises nothing: a small module is read at once.
     """
     entries = shape[0] * shape[1]
     if kept == 0:
         return math.inf
-    if entries >= 8 * SAMPLE:
+    if entries >= SAMPLE:
         found = _within_bracket(rows, shape, blocks, kept)
         if found is not None:
             return found
@@ -41,15 +42,16 @@ def _within_bracket(
     rows: Callable[[slice], Tensor], shape: tuple[int, int], blocks: list[slice], kept: int
 ) -> float | None:
     entries = shape[0] * shape[1]
-    sample = np.concatenate([np.abs(rows(row).numpy()).reshape(-1) for row in _sampled_rows(shape)])
-    share, reach = kept / entries, int(MARGIN * sample.size)
+    step = max(entries // SAMPLE, int(1 / SAMPLED_SHARE)) | 1  # odd, so that it walks over all columns
+    sample = np.concatenate([np.abs(rows(block).contiguous().numpy().reshape(-1)[::step]) for block in blocks])
+    share, reach = kept / entries, math.ceil(ERRORS * math.sqrt(sample.size) / 2)
     middle = sample.size - int(share * sample.size)
     ends = (max(0, middle - reach), min(sample.size - 1, middle + reach))
     sample.partition(ends[1])  # one place at a time: for several NumPy leaves its vector code
     sample[: ends[1]].partition(min(ends[0], ends[1] - 1))
     low = sample[ends[0]] if ends[0] > 0 else np.float32(0)
     high = sample[ends[1]] if ends[1] < sample.size - 1 else np.float32(np.inf)
-    above, held, room = 0, 0, int(6 * MARGIN * entries)
+    above, held, room = 0, 0, 6 * reach * step
     inside: list[np.ndarray] = []
     for block in blocks:
         magnitudes = np.abs(rows(block).numpy())
@@ -59,11 +61,3 @@ def _within_bracket(
         if held > room:
             return None
     return magnitude_of_rank(np.concatenate(inside), kept - above) if above < kept <= above + held else None
-
-
-def _sampled_rows(shape: tuple[int, int]) -> Iterator[slice]:
-    """Single rows at even distances, about `SAMPLE` entries."""
-    count = max(1, min(shape[0], SAMPLE // shape[1]))
-    for place in range(count):
-        row = (2 * place + 1) * shape[0] // (2 * count)
-        yield slice(row, row + 1)
