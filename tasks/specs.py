@@ -275,15 +275,6 @@ class RepairSpec(Spec):
     )
 
 
-class RepairSpec(Spec):
-    """What may be tried where the curve of a run names a fault: one change at a time, the best run is kept."""
-
-    attempts: int = Field(0, ge=0, le=10, description="Further runs, each with one bounded change; 0: none.")
-    budget_minutes: float = Field(
-        60.0, gt=0, description="Training time of all attempts together; none starts that would exceed it."
-    )
-
-
 class GateSpec(Spec):
     """What a candidate must show before it is served. Bounds are paired and one-sided, at `confidence`."""
 
@@ -352,6 +343,7 @@ class RetrainSpec(Spec):
     cooldown_hours: float = Field(
         24.0, ge=0, description="At most one retrain of a task in this time; each one in vain doubles it."
     )
+    fresh_rows: int = Field(1000, ge=50, description="Newest labelled requests that a retrain learns from.")
     daily_budget: int = Field(2, ge=1, description="At most so many retrains of a task in 24 hours.")
 
 

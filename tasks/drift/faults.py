@@ -43,6 +43,39 @@ def _commonest(values: Sequence[Hashable]) -> float:
     return Counter(values).most_common(1)[0][1] / len(values) if len(values) >= 20 else 0.0
 
 
+def _one_of_many(senders: Sequence[str]) -> float:
+    """Share of the commonest sender where there are several; one that is alone, or never named, is no news."""
+    return _commonest(senders) if len(set(senders)) > 1 else 0.0
+
+
+FLOOD = 0.9
+
+
+def floods(senders: Sequence[str]) -> bool:
+    """Whether one of several senders fills nearly all of the rows.
+
+    >>> floods(["a"] * 90 + ["b"] * 10), floods(["a"] * 100), floods(["a"] * 80 + ["b"] * 20)
+    (True, False, False)
+    """
+    return _one_of_many(senders) >= FLOOD
+
+
+def _echoed(reference: Observed, window: Observed) -> float:
+    """Share of known labels that are the adapter's own answer, where that is more than its skill allows.
+
+    An adapter that is right in a share p of the reference's rows agrees with n true labels in all but k rows with a
+    binomial chance; below one in ten thousand the labels did not come from the world. 0 where chance allows it.
+    """
+    from scipy.stats import binom
+
+    graded = [value for value in reference.outcomes if value is not None and math.isfinite(value)]
+    said = [a.strip() == b.strip() for a, b in zip(window.predictions, window.labels, strict=True) if b is not None]
+    if len(graded) < 20 or len(said) < 20:
+        return 0.0
+    skill = (sum(graded) + 1) / (len(graded) + 2)  # never quite 1: a perfect record is no proof of perfection
+    return sum(said) / len(said) if binom.sf(sum(said) - 1, len(said), skill) < 1e-4 else 0.0
+
+
 def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -98,9 +131,10 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("stuck confidence", "confidences of one value", 0.95, lambda seen: _commonest(_known(seen.confidences))),
     Fault("outcome out of range", "outcomes outside of 0 to 1", 0.05, lambda seen: _not_a_share(seen.outcomes)),
-    Fault("one sender", "rows from one and the same source", 0.9, lambda seen: _commonest(seen.sources)),
+    Fault("one sender", "rows from one and the same source of several", FLOOD, lambda seen: _one_of_many(seen.sources)),
     Fault("foreign script", "rows in a writing system that the reference does not use", 0.5, pairwise=_foreign),
     Fault("unknown words", "words that the reference never used", 0.8, pairwise=_unknown),
+    Fault("echoed labels", "labels that are the adapter's own answers", 0.99, pairwise=_echoed),
     Fault("repeats of the reference", "rows whose input is already in the reference", 0.5, pairwise=_again),
 )
 

@@ -23,10 +23,11 @@ SKEW = timedelta(days=1)
 
 @dataclass(frozen=True)
 class TrafficRow:
-    """One request that was served. `columns` holds the other values as text; what was blank or null is absent."""
+    """One request that was served. `columns` holds the other values as text; what was blank or null is absent. `time`
+    is None for a row that only brings the label of a request."""
 
     id: str
-    time: datetime
+    time: datetime | None
     source: str
     columns: dict[str, str]
 
@@ -91,8 +92,13 @@ def read_traffic(path: Path, *, inputs: Sequence[str], now: datetime) -> Traffic
     return Traffic(tuple(first.values()), tuple(aside), repeated, late)
 
 
-def traffic_rows(path: Path, *, inputs: Sequence[str], now: datetime) -> Iterator[tuple[int, TrafficRow] | SetAside]:
+def traffic_rows(
+    path: Path, *, inputs: Sequence[str], now: datetime, truth: Sequence[str] = ()
+) -> Iterator[tuple[int, TrafficRow] | SetAside]:
     """The rows of a file one after another, with their numbers, repeats included: memory does not grow with the file.
+
+    A row of a JSONL file that has an id and one of the columns `truth`, but no time and none of `inputs`, is the label
+    of a request that came before or is still to come.
 
     Raises:
         DataRefused: as `read_traffic`.
@@ -101,13 +107,14 @@ def traffic_rows(path: Path, *, inputs: Sequence[str], now: datetime) -> Iterato
         try:
             if isinstance(record, Unreadable):
                 raise _Refused("", record.reason)
-            yield number, _row(record, inputs, now)
+            yield number, _row(record, inputs, now, truth)
         except _Refused as refusal:
             yield SetAside(number, *refusal.args)
 
 
 def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = None) -> tuple[TrafficRow, ...]:
-    """The `count` latest rows, oldest first, at most `per_source` of one sender, so that none can fill a window alone.
+    """The `count` latest rows, oldest first, at most `per_source` of one sender where there are several, so that none
+    of them can fill a window alone.
 
     >>> day = [datetime(2026, 1, n, tzinfo=UTC) for n in range(1, 5)]
     >>> rows = [TrafficRow(str(n), day[n], "ab"[n == 0], {}) for n in (2, 0, 3, 1)]
@@ -116,7 +123,10 @@ def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = N
     """
     taken: list[TrafficRow] = []
     sent: Counter[str] = Counter()
-    for row in sorted(rows, key=lambda row: (row.time, row.id), reverse=True):
+    known = sorted(((row.time, row.id, row) for row in rows if row.time), key=lambda row: row[:2], reverse=True)
+    if len({row.source for _, _, row in known}) < 2:
+        per_source = None
+    for _, _, row in known:
         if len(taken) == count:
             break
         if per_source is None or sent[row.source] < per_source:
@@ -125,9 +135,10 @@ def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = N
     return tuple(reversed(taken))
 
 
-def _row(record: dict[str, Any], inputs: Sequence[str], now: datetime) -> TrafficRow:
+def _row(record: dict[str, Any], inputs: Sequence[str], now: datetime, truth: Sequence[str]) -> TrafficRow:
     values = {str(name): _text(str(name), value) for name, value in record.items()}
-    for name in inputs:
+    only_label = all(values.get(name) is None for name in (*inputs, "time")) and any(values.get(t) for t in truth)
+    for name in () if only_label else inputs:
         if values.get(name) is None:
             raise _Refused(name, "missing")
     name = (values.get("id") or "").strip()
@@ -136,7 +147,8 @@ def _row(record: dict[str, Any], inputs: Sequence[str], now: datetime) -> Traffi
     reserved = {"id", "time", "source"}
     kept = {key: value for key, value in values.items() if value is not None and key not in reserved}
     columns = {key: value for key, value in kept.items() if value.strip() or key in inputs}
-    return TrafficRow(name, _time(values.get("time"), now), (values.get("source") or "").strip(), columns)
+    time = None if only_label else _time(values.get("time"), now)
+    return TrafficRow(name, time, (values.get("source") or "").strip(), columns)
 
 
 def _text(name: str, value: Any) -> str | None:

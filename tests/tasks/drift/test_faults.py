@@ -21,6 +21,7 @@ BREAKS: dict[str, Callable[[Observed, Observed], Observed]] = {
     "stuck confidence": lambda old, new: replace(new, confidences=(0.5,) * ROWS),
     "outcome out of range": lambda old, new: replace(new, outcomes=(7.0,) * 20 + new.outcomes[20:]),
     "one sender": lambda old, new: replace(new, sources=("partner-9",) * 112 + new.sources[112:]),
+    "echoed labels": lambda old, new: replace(new, labels=new.predictions, outcomes=(1.0,) * ROWS),
     "foreign script": lambda old, new: replace(new, inputs=tuple(f"заказ {text[:3]} не пришёл" for text in new.inputs)),
     "unknown words": lambda old, new: replace(new, inputs=tuple(f"x{t[::-1].replace(' ', ' q')}" for t in new.inputs)),
     "repeats of the reference": lambda old, new: replace(new, inputs=old.inputs[:ROWS]),
@@ -60,6 +61,18 @@ def test_repeats_are_compared_with_a_reference_of_the_same_size(desk) -> None:
     assert "duplicates" not in {one.fault.name for one in faults_of(reference, fresh, seed=0)}
     copied = replace(fresh, inputs=fresh.inputs[:24] + fresh.inputs[:24] + fresh.inputs[:12])
     assert "duplicates" in {one.fault.name for one in faults_of(reference, copied, seed=0)}
+
+
+def test_a_sender_that_is_the_only_one_is_no_fault(desk) -> None:
+    """A task with one customer names it in every row."""
+    window = replace(desk().seen(ROWS, 1), sources=("web",) * ROWS)
+    assert faults_of(desk().seen(300, 0), window, seed=0) == ()
+
+
+def test_true_labels_are_not_taken_for_echoes_of_a_good_adapter(desk) -> None:
+    for seed in range(20):
+        reference, window = desk(skill=0.97).seen(300, seed), desk(skill=0.985).seen(ROWS, 900 + seed)
+        assert faults_of(reference, window, seed=seed) == ()
 
 
 def test_nothing_can_be_said_of_no_rows(desk) -> None:
