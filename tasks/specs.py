@@ -371,9 +371,6 @@ class AdapterSpec(Spec):
     repair: RepairSpec = Field(
         default_factory=lambda: RepairSpec(), description="What may be tried where the curve names a fault."
     )
-    repair: RepairSpec = Field(
-        default_factory=lambda: RepairSpec(), description="What may be tried where the curve names a fault."
-    )
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="How an answer is judged.")
     drift: DriftSpec = Field(default_factory=lambda: DriftSpec(), description="When traffic counts as moved.")
     retrain: RetrainSpec = Field(default_factory=lambda: RetrainSpec(), description="How a moved task is taught again.")
