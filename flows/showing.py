@@ -11,22 +11,11 @@ from flows.wiring import Home
 def all_names(home: Home) -> tuple[Any, ...]:
     """Every registered name with its champion: (plain value, table)."""
     rows = []
-    for name in home.ledger.names():
-        versions = home.ledger.versions(name)
-        champion = home.ledger.champion(name)
-        served = next((v for v in versions if champion and v.number == champion.number), None)
-        score = next((e for e in home.ledger.evaluations(served.ref) if e.side == "test"), None) if served else None
-        rows.append(
-            (
-                name,
-                versions[-1].kind,
-                len(versions),
-                served.ref if served else "",
-                score.metric if score else "",
-                score.score if score else "",
-                f"{versions[-1].created_at:%Y-%m-%d %H:%M}",
-            )
-        )
+    for name in home.ledger.listed():
+        served = f"{name.name}:{name.champion}" if name.champion else ""
+        score = next((e for e in home.ledger.evaluations(served) if e.side == "test"), None) if served else None
+        metric, value = (score.metric, score.score) if score else ("", "")
+        rows.append((name.name, name.kind, name.versions, served, metric, value, f"{name.created_at:%Y-%m-%d %H:%M}"))
     columns = ("name", "kind", "versions", "champion", "metric", "score", "newest")
     table = Table("registered", columns, tuple(rows), "" if rows else "nothing is registered yet: try `factory demo`")
     return [dict(zip(columns, row, strict=True)) for row in rows], table
@@ -40,11 +29,14 @@ def one_version(home: Home, ref: str) -> tuple[Any, ...]:
         "version": version.ref,
         "kind": version.kind,
         "champion": champion is not None and champion.number == version.number,
+        **withdrawal(home, version.ref),
         "created": f"{version.created_at:%Y-%m-%d %H:%M:%S} UTC",
         "artifact": str(home.store.path(version.artifact)),
         "base": version.base[:12],
         "made from": ", ".join(f"{role} {parent}" for role, parent in version.parents),
         "code": version.code[:12],
+        "manifest": str(home.store.path(version.manifest)),
+        "signed by": ", ".join(signature.key[:12] for signature in home.ledger.signatures(version.ref)),
         **{name: f"{value:g}" for name, value in version.metrics.items()},
     }
     scores = tuple(
@@ -57,3 +49,12 @@ def one_version(home: Home, ref: str) -> tuple[Any, ...]:
         Table("scores", ("data", "side", "metric", "score", "low", "high", "n"), scores),
         Table(f"promotions of {version.name}", ("seq", "move", "from", "to", "reason"), moves),
     )
+
+
+def withdrawal(home: Home, ref: str) -> dict[str, str]:
+    """That and why a version may not be used any more; nothing where it may."""
+    found = home.ledger.withdrawal(ref)
+    if found is None:
+        return {}
+    of = "" if found.cause == found.version else f" with {found.cause}"
+    return {"withdrawn": f"{found.created_at:%Y-%m-%d}{of}: {found.reason}"}

@@ -123,7 +123,9 @@ def database_seconds(session: Session) -> float:
 
 def hold_history(session: Session, *, alone: bool = False) -> None:
     """Until the commit, what is referred to stays: whoever removes or withdraws (`alone`) waits for those who register
-    or promote, and they for it. On SQLite every writing transaction is alone."""
+    or promote, and they for it. On SQLite every writing transaction is alone, from this line on: what is looked at
+    outside of the database counts only after it has begun."""
+    session.connection()
     if session.get_bind().dialect.name == "postgresql":
         function = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
         session.execute(text(f"SELECT {function}(:key)"), {"key": HISTORY_LOCK})

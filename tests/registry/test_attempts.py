@@ -1,0 +1,120 @@
+"""A thing is made once, whoever wants it and however often a maker dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flows import keep
+from flows.keep import turn_to_make
+from registry.errors import Conflict
+from registry.fsck import fsck
+from registry.ledger import Ledger
+from registry.store import Store
+
+FORK = multiprocessing.get_context("fork")
+WANTED = 8
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.keep.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("flows.progress.voice.quiet", True)
+
+
+def home_of(url: str, root: Path) -> SimpleNamespace:
+    return SimpleNamespace(ledger=Ledger.open(url, store=Store(root)))
+
+
+def start(work, count: int) -> list:
+    children = [FORK.Process(target=work, args=(place,)) for place in range(count)]
+    for child in children:
+        child.start()
+    return children
+
+
+def test_of_eight_processes_that_want_one_version_one_makes_it_and_all_get_it(url, workshop, tmp_path):
+    """K03: the others wait, and get the version that the one made."""
+    draft = workshop.draft("triage")
+    made, said = tmp_path / "made", FORK.Queue()
+
+    def work(place: int) -> None:
+        home = home_of(url, workshop.store.root)
+        with turn_to_make(home, draft.version_key) as lease:
+            if lease is not None:
+                with open(made, "ab") as file:
+                    file.write(b"x")
+                home.ledger.register(draft, lease=lease)
+        said.put(home.ledger.by_key(draft.version_key).ref)
+
+    children = start(work, WANTED)
+    assert [said.get(timeout=60) for _ in children] == ["triage:1"] * WANTED
+    for child in children:
+        child.join(60)
+    assert made.read_bytes() == b"x"
+    assert [(a.number, a.state, a.outcome) for a in workshop.ledger.attempts(draft.version_key)] == [
+        (1, "done", "triage:1")
+    ]
+    assert fsck(workshop.ledger, workshop.store) == ()
+
+
+def test_a_maker_that_was_killed_is_followed_when_its_lease_has_run_out(url, workshop, monkeypatch):
+    monkeypatch.setattr(keep, "LEASE_SECONDS", 0.4)
+    draft = workshop.draft("triage")
+
+    def die(_: int) -> None:
+        with turn_to_make(home_of(url, workshop.store.root), draft.version_key):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    (child,) = start(die, 1)
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+    home = home_of(url, workshop.store.root)
+    with turn_to_make(home, draft.version_key) as lease:
+        home.ledger.register(draft, lease=lease)
+    assert [a.state for a in home.ledger.attempts(draft.version_key)] == ["lost", "done"]
+
+
+def test_a_maker_that_lives_keeps_its_turn_longer_than_its_lease(sqlite_url, sqlite_workshop, monkeypatch):
+    monkeypatch.setattr(keep, "LEASE_SECONDS", 0.3)
+    home, key = home_of(sqlite_url, sqlite_workshop.store.root), "a" * 64
+    with turn_to_make(home, key) as lease:
+        keep.time.sleep(0.8)
+        assert home.ledger.take_lease("make:" + key, holder="another", seconds=1) is None
+        assert home.ledger.renew_lease(lease, seconds=1).token == lease.token
+
+
+def test_a_maker_that_lost_its_turn_registers_and_promotes_nothing(url, workshop):
+    """K05: two workers at one run; the stale one's commit is refused by the token."""
+    ledger, draft = workshop.ledger, workshop.draft("triage")
+    stale = ledger.take_lease("make:" + draft.version_key, holder="one", seconds=0.0)
+    fresh = ledger.take_lease("make:" + draft.version_key, holder="two", seconds=60)
+    for late in (
+        lambda: ledger.register(draft, lease=stale),
+        lambda: ledger.begin_attempt(draft.version_key, stale),
+    ):
+        with pytest.raises(Conflict, match="the lease is lost: two took it"):
+            late()
+    assert ledger.by_key(draft.version_key) is None
+    assert ledger.register(draft, lease=fresh).ref == "triage:1"
+    with pytest.raises(Conflict, match="the lease is lost"):
+        ledger.promote("triage", 1, expected=None, decision={}, lease=stale)
+    assert ledger.champion("triage") is None
+    assert ledger.promote("triage", 1, expected=None, decision={}, lease=fresh).number == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("bad rows\nmore"), KeyboardInterrupt()])
+def test_how_a_making_ended_is_remembered_and_the_error_passes_through(sqlite_url, sqlite_workshop, error):
+    home = home_of(sqlite_url, sqlite_workshop.store.root)
+    with pytest.raises(type(error)), turn_to_make(home, "a" * 64):
+        raise error
+    (attempt,) = home.ledger.attempts("a" * 64)
+    assert attempt.state == "failed"
+    assert attempt.outcome == f"{type(error).__name__}: {'bad rows' if str(error) else ''}"
+    assert attempt.ended_at is not None
+    assert home.ledger.take_lease("make:" + "a" * 64, holder="next", seconds=1) is not None
