@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tasks.errors import ArtifactRefused, Problem, SpecRefused, raise_if_any
+from tasks.errors import ArtifactRefused, FactoryError, Problem, SpecRefused, raise_if_any
 from tasks.export.card import Card, rendered
-from tasks.export.shards import Layout, ShardWriter, laid_out
+from tasks.export.shards import JOURNAL, Layout, ShardWriter, laid_out
 from tasks.merging.base import BaseWeights
+from tasks.merging.stream import Merged, held
+from tasks.merging.vectors import row_blocks
 
 MANIFEST, HEADS, LABELS = "manifest.json", "heads", "labels.json"
 MAX_SHARD_BYTES = 4 << 30
@@ -55,7 +58,7 @@ class Exported:
 def export_model(
     target: Path,
     base: BaseWeights,
-    updates: Iterable[tuple[str, Tensor]] = (),
+    updates: Iterable[tuple[str, Tensor] | Merged] = (),
     *,
     scale: float = 1.0,
     dtype: torch.dtype | None = None,
@@ -63,18 +66,21 @@ def export_model(
     card: Card | None = None,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    resume: str | None = None,
 ) -> Exported:
-    """Write W + scale * dW; one module is in memory at a time.
+    """Write W + scale * dW; of a stream (`merged_stream`) a few row blocks are in memory at a time.
 
     Args:
         target: the folder to make; it may exist only if it is empty.
         base: weights to add to (dequantised or stored), and the folder whose config and tokenizer are copied.
-        updates: module name and change, in any order, as `merged_updates` gives them.
+        updates: module name and change, in any order, as `merged_updates` or `merged_stream` gives them.
         dtype: of the written floats; None keeps those of `base`. bfloat16 halves float32's size for a rounding of
             each weight by up to 0.4 % of itself.
         max_shard_bytes: weights in one file.
         heads: classification: each task's own head, by parameter name; the body is written once.
         labels: classification: each task's class names in the order of its head's rows.
+        resume: a key of everything that decides the bytes. An interrupted write leaves its finished weights beside the
+            target under this name, and the next one with the same key goes on from them.
 
     Raises:
         SpecRefused: the target is there already, or heads and labels disagree.
@@ -83,7 +89,7 @@ def export_model(
     heads, labels = heads or {}, labels or {}
     config = _checked_request(target, base, heads, labels)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    staging = _staging(target, resume)
     try:
         layout = _layout(base, dtype, max_shard_bytes)
         _write_weights(staging, base, layout, updates, scale, bool(config.get("tie_word_embeddings")))
@@ -98,8 +104,9 @@ def export_model(
         staging.chmod(0o755)
         _flush(staging)
         staging.replace(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+    except BaseException as error:
+        if resume is None or isinstance(error, FactoryError):  # what was refused once is refused again
+            shutil.rmtree(staging, ignore_errors=True)
         raise
     _flush_folder(target.parent)
     return Exported(target, files, layout.total_bytes)
@@ -172,21 +179,47 @@ def _layout(base: BaseWeights, dtype: torch.dtype | None, max_shard_bytes: int) 
     )
 
 
+def _staging(target: Path, resume: str | None) -> Path:
+    """A folder beside the target that is renamed to it in the end."""
+    if resume is None:
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder = target.with_name(f".{target.name}.{resume[:16]}")
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():  # weights are taken over; the rest is written in no time
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != JOURNAL and path.suffix != ".safetensors":
+            path.unlink()
+    return folder
+
+
 def _write_weights(
-    staging: Path, base: BaseWeights, layout: Layout, updates: Iterable[tuple[str, Tensor]], scale: float, tied: bool
+    staging: Path,
+    base: BaseWeights,
+    layout: Layout,
+    updates: Iterable[tuple[str, Tensor] | Merged],
+    scale: float,
+    tied: bool,
 ) -> None:
     with ShardWriter(staging, layout) as writer:
-        for module, delta in updates:
-            name = base.tensor_name(module)
+        before = set(layout.places) - writer.left
+        for update in updates:
+            change = update if isinstance(update, Merged) else held(*update)
+            name = base.tensor_name(change.name)
             if name is None or (tied and name.startswith("lm_head")):
                 wrong = "shares its weight with the embedding" if name else "the base has no such weight"
-                raise ArtifactRefused.one("E-MERGE-031", module, wrong, "merge adapters of this base")
-            if tuple(delta.shape) != base.shapes[name]:
-                wrong = f"has shape {tuple(delta.shape)}, the weight {base.shapes[name]}"
-                raise ArtifactRefused.one("E-MERGE-031", module, wrong, "merge adapters of this base")
-            writer.write(name, base.tensor(name).float() + scale * delta)
+                raise ArtifactRefused.one("E-MERGE-031", change.name, wrong, "merge adapters of this base")
+            if change.shape != base.shapes[name]:
+                wrong = f"has shape {change.shape}, the weight {base.shapes[name]}"
+                raise ArtifactRefused.one("E-MERGE-031", change.name, wrong, "merge adapters of this base")
+            if name not in before:
+                rows = base.rows(name)
+                changed = (torch.add(rows(block).float(), delta, alpha=scale) for block, delta in change.blocks())
+                writer.write_rows(name, change.shape, changed)
         for name in [name for name in layout.places if name in writer.left]:
-            writer.write(name, base.tensor(name))
+            shape, rows = base.shapes[name], base.rows(name)
+            blocks = map(rows, row_blocks(shape[0], prod(shape[1:]))) if shape else [base.tensor(name)]
+            writer.write_rows(name, shape, blocks)
 
 
 def _write_config(staging: Path, config: dict[str, Any], base: BaseWeights, dtype: torch.dtype | None) -> None:

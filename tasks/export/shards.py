@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
@@ -24,6 +24,8 @@ from torch import Tensor
 from tasks.errors import ArtifactRefused
 
 INDEX = "model.safetensors.index.json"
+JOURNAL = ".written"
+FLUSH_BYTES = 256 << 20  # work that an interruption may cost
 NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -94,6 +96,9 @@ def laid_out(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], max_sha
 class ShardWriter:
     """Fills a layout inside a folder. Leaving the block writes the index and flushes every file to the disk.
 
+    Tensors that are on the disk for good are listed in a journal; a writer of the same layout that finds one goes on
+    from there, and `left` says what is still to be written.
+
     Raises (on leaving):
         ArtifactRefused: a tensor of the layout was never written.
     """
@@ -102,15 +107,34 @@ class ShardWriter:
         self.folder, self.layout = folder, layout
         self.left = set(layout.places)
         self._files: dict[str, IO[bytes]] = {}
+        self._unflushed: list[str] = []
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
+        done = self._journal()
         for file, header in self.layout.headers.items():
-            handle = self._open.enter_context((self.folder / file).open("wb"))
-            handle.truncate(self.layout.sizes[file])
-            handle.write(header)
+            handle = self._open.enter_context((self.folder / file).open("r+b" if done else "wb"))
+            if not done:
+                handle.truncate(self.layout.sizes[file])
+                handle.write(header)
             self._files[file] = handle
+        self.left -= done
         return self
+
+    def _journal(self) -> set[str]:
+        """Names of tensors that an earlier writer of this layout has put on the disk; empty if its files differ."""
+        try:
+            listed = (self.folder / JOURNAL).read_text(encoding="utf-8").split("\n")[:-1]  # the last line may be torn
+            for file, header in self.layout.headers.items():
+                with (self.folder / file).open("rb") as handle:
+                    if (
+                        handle.read(len(header)) != header
+                        or os.fstat(handle.fileno()).st_size != self.layout.sizes[file]
+                    ):
+                        return set()
+        except OSError:
+            return set()
+        return set(listed) & set(self.layout.places)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Put a tensor at its place.
@@ -118,18 +142,41 @@ class ShardWriter:
         Raises:
             ArtifactRefused: it is not the announced shape, was written before, or holds values that are not finite.
         """
+        self.write_rows(name, tuple(tensor.shape), [tensor])
+
+    def write_rows(self, name: str, shape: tuple[int, ...], blocks: Iterable[Tensor]) -> None:
+        """Put a tensor of this shape at its place, given in consecutive row blocks.
+
+        Raises:
+            ArtifactRefused: as `write`.
+        """
         place = self.layout.places[name]
-        if tuple(tensor.shape) != place.shape or name not in self.left:
-            wrong = f"shape {tuple(tensor.shape)} for {place.shape}" if name in self.left else "two updates change it"
+        if shape != place.shape or name not in self.left:
+            wrong = f"shape {shape} for {place.shape}" if name in self.left else "two updates change it"
             raise ArtifactRefused.one("E-MERGE-031", name, wrong, "merge adapters of this base")
-        value = tensor.to(place.dtype).contiguous()
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            wrong = f"holds NaN or infinite values as {str(place.dtype).removeprefix('torch.')}"
-            raise ArtifactRefused.one("E-MERGE-032", name, wrong, "lower the scale, or write float32")
         handle = self._files[place.file]
         handle.seek(place.offset)
-        handle.write(value.reshape(-1).view(torch.uint8).numpy().data)
+        for block in blocks:
+            value = block.to(place.dtype).contiguous()
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                wrong = f"holds NaN or infinite values as {str(place.dtype).removeprefix('torch.')}"
+                raise ArtifactRefused.one("E-MERGE-032", name, wrong, "lower the scale, or write float32")
+            handle.write(value.reshape(-1).view(torch.uint8).numpy().data)
         self.left.discard(name)
+        self._unflushed.append(name)
+        if sum(self.layout.places[own].bytes for own in self._unflushed) >= FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """What was written is on the disk, and then the journal says so."""
+        for handle in self._files.values():
+            handle.flush()
+            os.fsync(handle.fileno())
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write("".join(f"{name}\n" for name in self._unflushed))
+            journal.flush()
+            os.fsync(journal.fileno())
+        self._unflushed.clear()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -143,6 +190,7 @@ class ShardWriter:
             for handle in self._files.values():
                 handle.flush()
                 os.fsync(handle.fileno())
+            (self.folder / JOURNAL).unlink(missing_ok=True)
         if len(self.layout.headers) > 1:
             weight_map = {name: place.file for name, place in sorted(self.layout.places.items())}
             index = {"metadata": {"total_size": self.layout.total_bytes}, "weight_map": weight_map}

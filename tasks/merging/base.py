@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.errors import ArtifactRefused
+from tasks.merging.tensor_file import TensorFile
 from tasks.methods.targets import HEAD_NAMES
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -28,12 +29,22 @@ class BaseWeights:
         folder: where config and tokenizer lie.
         shapes: tensor name ("model.norm.weight") to stored shape, in the order of the files.
         dtypes: tensor name to the dtype that `tensor` gives.
+        read: a tensor by name, as the adapters see it.
+        partly: the same for a range of rows, for tensors of which a part can be read alone.
     """
 
     folder: Path
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     read: Callable[[str], Tensor] = field(repr=False)
+    partly: Mapping[str, Callable[[str, slice], Tensor]] = field(default_factory=dict, repr=False)
+
+    def rows(self, name: str) -> Callable[[slice], Tensor]:
+        """A function from a row range of a tensor to those rows."""
+        if name in self.partly:
+            return partial(self.partly[name], name)
+        whole = self.read(name)
+        return lambda block: whole[block]
 
     def tensor(self, name: str) -> Tensor:
         return self.read(name)
@@ -80,29 +91,36 @@ def open_base(
     files = _files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
-    home: dict[str, Any] = {}  # open files: reading a tensor maps its pages, and nothing else
+    home: dict[str, TensorFile] = {}
     try:
         for path in files:
-            file = safe_open(path, framework="pt")
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                shapes[name] = tuple(file.get_slice(name).get_shape())
-                dtypes[name] = file.get_slice(name)[:0].dtype if shapes[name] else file.get_tensor(name).dtype
-                home[name] = file
-    except (SafetensorError, OSError) as error:
+            file = TensorFile(path)
+            for key, stored in file.tensors.items():
+                shapes[key], dtypes[key], home[key] = stored.shape, stored.dtype, file
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ArtifactRefused.one("E-MERGE-021", path, f"cannot be read: {error}", "restore the file") from error
     packed = [name for name in shapes if ".quant_state." in name or name.endswith(".absmax")]
     if packed:
         wrong = f"is stored quantised ({packed[0]})"
         raise ArtifactRefused.one("E-MERGE-022", folder, wrong, "merge on the folder with 16 or 32 bit weights")
     floating = {name: dtype or own if own.is_floating_point else own for name, own in dtypes.items()}
-    bare = BaseWeights(folder, shapes, floating, lambda name: home[name].get_tensor(name).to(floating[name]))
+
+    def stored_rows(name: str, block: slice | None = None) -> Tensor:
+        try:
+            return home[name].rows(name, block).to(floating[name])
+        except OSError as error:
+            wrong = f"cannot be read: {error}"
+            raise ArtifactRefused.one("E-MERGE-021", home[name].path, wrong, "restore the file") from error
+
+    bare = BaseWeights(folder, shapes, floating, stored_rows)
     rounded = {name for module in nf4 if (name := bare.tensor_name(module)) is not None}
 
     def read(name: str) -> Tensor:
         value = bare.read(name)
         return nf4_round_trip(value, double_quant=double_quant) if name in rounded else value
 
-    return BaseWeights(folder, shapes, floating, read)
+    partly = {name: stored_rows for name in shapes if name not in rounded}  # scales are quantised over a whole tensor
+    return BaseWeights(folder, shapes, floating, read, partly)
 
 
 def held_base(folder: Path, tensors: Mapping[str, Tensor]) -> BaseWeights:

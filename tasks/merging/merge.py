@@ -54,8 +54,8 @@ def merged_updates(
     Raises:
         SpecRefused: unknown rule, density outside (0, 1], or weights that cannot be merged.
     """
-    row, stacks, ask = _asked(plan, rule, weights, density, seed)
-    for stack, delta in _in_order(partial(_merged, row, ask), stacks, workers):
+    row, stacks, ask = asked(plan, rule, weights, density, seed)
+    for stack, delta in _in_order(partial(merged, row, ask), stacks, workers):
         yield stack.name, _as_stored(plan, stack.name, delta)
 
 
@@ -83,12 +83,13 @@ def reduced_updates(
     """
     if rank is None and energy is None:
         raise SpecRefused.one("E-MERGE-010", "rank", "neither rank nor energy is given", "give one of them")
-    row, stacks, ask = _asked(plan, rule, weights, density, seed)
+    row, stacks, ask = asked(plan, rule, weights, density, seed)
     for stack, reduced in _in_order(partial(_reduced, row, ask, rank, energy), stacks, workers):
         yield stack.name, reduced
 
 
-def _merged(rule: Rule, ask: Ask, stack: Stack) -> Tensor:
+def merged(rule: Rule, ask: Ask, stack: Stack) -> Tensor:
+    """One module by a rule, (out, in) float32."""
     if rule.factored is not None and stack.factors() is not None:
         return product(*rule.factored(stack, ask))
     return rule.dense(stack, ask)
@@ -107,9 +108,14 @@ def _reduced(rule: Rule, ask: Ask, rank: int | None, energy: float | None, stack
     )
 
 
-def _asked(
+def asked(
     plan: MergePlan, name: str, weights: Mapping[str, float] | None, density: float, seed: int
 ) -> tuple[Rule, list[Stack], Ask]:
+    """The rule, one stack per module, and what is asked of it, all checked.
+
+    Raises:
+        SpecRefused: as `merged_updates`.
+    """
     rule = rule_named(name)
     chosen = [(weights or {}).get(parent.task, parent.weight) for parent in plan.parents]
     problems = weight_problems(rule, chosen, "weights")
