@@ -1,8 +1,8 @@
 """Training killed at random instants, again and again, against the same training left in peace: bytes compared.
 
 Each trial is a run in a forked child with a checkpoint after every step. SIGKILL comes after a random part of a
-straight run's time, or at a random place inside the writing of a checkpoint; then a new child goes on, until one comes to the
-end. Libraries are imported once and the base is loaded once, so a life costs about what its steps cost.
+straight run's time, or at a random place inside the writing of a checkpoint; then a new child goes on, until one comes
+to the end. Libraries are imported once and the base is loaded once, so a life costs about what its steps cost.
 
     make kill-campaign                      200 runs, up to 4 kills each
     python benchmarks/kill_campaign.py --runs 20

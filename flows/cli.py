@@ -14,10 +14,10 @@ from typing import NoReturn
 
 import typer
 
-from flows.commands import making, serving, remembering, machine  # isort: skip # in the order of the help
+from flows.commands import making, reading, serving, remembering, machine  # isort: skip # in the order of the help
 from flows.commands.speaking import app, manner, print_table
 
-__all__ = ["app", "machine", "main", "making", "print_table", "remembering", "serving"]
+__all__ = ["app", "machine", "main", "making", "print_table", "reading", "remembering", "serving"]
 
 INTERRUPTED, READER_GONE = 130, 1  # as Typer has it where it meets them itself
 

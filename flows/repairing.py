@@ -39,7 +39,7 @@ def trained_well(
     Raises:
         Unfit: no attempt came to anything that may be kept.
     """
-    kept: list[tuple[float, Candidate]] = []
+    kept: list[tuple[tuple[float, float], Candidate]] = []
     tried: list[AdapterSpec] = []
     spec, reason, spent_seconds, unfit = asked, "", 0.0, None
     try:
@@ -65,7 +65,7 @@ def trained_well(
                 if attempt:
                     told = Finding("repaired", f"attempt {attempt} of {asked.repair.attempts}: {reason}", "")
                     candidate = replace(candidate, findings=(*findings, told))
-                kept.append((_score(spec, validation, candidate) if asked.repair.attempts else 0.0, candidate))
+                kept.append((_standing(spec, validation, candidate), candidate))
             spent_seconds += seconds
             if attempt == asked.repair.attempts:
                 break
@@ -83,23 +83,26 @@ def trained_well(
     if not kept:
         assert unfit is not None
         raise unfit
-    score, best = max(kept, key=lambda pair: pair[0])
+    (score, _), best = max(kept, key=lambda pair: pair[0])
     _drop([pair for pair in kept if pair[1] is not best])
     if len(tried) > 1:
         voice.say(f"  the best of {len(tried)} on the validation rows, {asked.metric} {score:.3f}, is kept")
     return best
 
 
-def _drop(kept: Sequence[tuple[float, Candidate]]) -> None:
+def _drop(kept: Sequence[tuple[object, Candidate]]) -> None:
     for _, candidate in kept:
         shutil.rmtree(candidate.folder, ignore_errors=True)
 
 
-def _score(spec: AdapterSpec, validation: Sequence[Example], candidate: Candidate) -> float:
-    if not validation:
-        return -candidate.curve.steps[-1].loss
+def _standing(spec: AdapterSpec, validation: Sequence[Example], candidate: Candidate) -> tuple[float, float]:
+    """Score on the validation rows, and minus the loss there, which decides between equals. Bigger is better."""
+    best = candidate.curve.best
+    loss = best.loss if best else candidate.curve.steps[-1].loss
+    if not validation or not spec.repair.attempts:
+        return 0.0, -loss
     rows = Slice("validation", "", "validation", tuple(validation))
-    return scored(spec, [rows], candidate.folder)["validation"].score
+    return scored(spec, [rows], candidate.folder)["validation"].score, -loss
 
 
 def _fits(spec: AdapterSpec) -> bool:

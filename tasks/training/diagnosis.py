@@ -39,13 +39,15 @@ def diagnose(curve: Curve, change: float | None = None) -> tuple[Finding, ...]:
     norms = [step.grad_norm for step in curve.steps]
     if not losses:
         return (Finding("no steps", "the run ended before its first step", "give it rows", fatal=True),)
-    if bad := next((s for s in curve.steps if not (math.isfinite(s.loss) and math.isfinite(s.grad_norm))), None):
+    norms_known = any(math.isfinite(norm) for norm in norms)  # a curve from elsewhere may have none
+    broken = (s for s in curve.steps if not (math.isfinite(s.loss) and (math.isfinite(s.grad_norm) or not norms_known)))
+    if bad := next(broken, None):
         evidence = f"loss {bad.loss:.3g}, gradient norm {bad.grad_norm:.3g} at step {bad.step}"
         return (Finding("not a number", evidence, NOT_A_NUMBER, fatal=True),)
     if blind := next((look for look in curve.looks if not math.isfinite(look.loss)), None):
         evidence = f"validation loss {blind.loss:.3g} at step {blind.step}"
         return (Finding("not a number", evidence, NOT_A_NUMBER, fatal=True),)
-    if max(norms) == 0:
+    if norms_known and max(norms) == 0:
         remedy = "check that completions are not empty"
         return (Finding("no gradient", "its norm is 0 at every step", remedy, fatal=True),)
     if change == 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-TIMID = {"training__learning_rate": 2e-4, "training__steps": 40}
+TIMID = {"training__learning_rate": 2e-5, "training__steps": 40}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def repaired(new_factory: Any, desk: Any) -> Any:
 
 def test_the_best_attempt_on_the_validation_rows_is_registered_with_its_own_recipe(repaired: Any) -> None:
     factory, outcome, _, _ = repaired
-    assert outcome.version.spec["training"]["learning_rate"] == pytest.approx(18e-4)
+    assert outcome.version.spec["training"]["learning_rate"] == pytest.approx(18e-5)
     assert [finding.cause for finding in outcome.candidate.findings].count("repaired") == 1
     assert factory.sql("SELECT count(*) FROM versions") == [(1,)]
     assert factory.litter() == []
@@ -47,10 +47,10 @@ def test_each_attempt_is_a_run_under_the_first_with_its_reason(repaired: Any) ->
     repairs = sorted((r for r in runs if r is not first), key=lambda run: run.info.start_time)
     assert [run.data.tags["mlflow.parentRunId"] for run in repairs] == [first.info.run_id] * 2
     assert [run.data.tags["factory.repair"].split(", because: ")[0] for run in repairs] == [
-        "training.learning_rate 0.0002 -> 0.0006",
-        "training.learning_rate 0.0006 -> 0.0018",
+        "training.learning_rate 2e-05 -> 6e-05",
+        "training.learning_rate 6e-05 -> 0.00018",
     ]
-    assert [run.data.params["training.learning_rate"] for run in repairs] == ["0.0006", "0.0018"]
+    assert [run.data.params["training.learning_rate"] for run in repairs] == ["6e-05", "0.00018"]
 
 
 def test_the_test_rows_are_asked_once_for_the_base_and_once_for_the_winner(repaired: Any) -> None:
@@ -72,6 +72,6 @@ def test_without_time_for_another_run_the_first_one_stands(new_factory: Any, des
     path = factory.spec(desk["intent"], "hurried", repair={"attempts": 2, "budget_minutes": 1e-6}, **TIMID)
     with factory.active():
         outcome = train(str(path), promote=False)
-    assert outcome.version.spec["training"]["learning_rate"] == 2e-4
+    assert outcome.version.spec["training"]["learning_rate"] == 2e-5
     mlflow = factory.mlflow()
     assert len(mlflow.search_runs([mlflow.get_experiment_by_name("intent").experiment_id])) == 1

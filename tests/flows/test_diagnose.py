@@ -1,0 +1,54 @@
+"""The curve of an adapter, of a run and of a foreign file, read on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def test_an_adapters_curve_is_shown_with_what_it_says(factory: Any, intent: Any) -> None:
+    said = factory.run("diagnose", "intent:1")
+    assert said.code == 0, said.err
+    assert intent.outcome.candidate.findings[0].cause in said.out
+    assert said.out.count("·") > 20
+    assert "o" in said.out
+    (line,) = [line for line in said.out.splitlines() if line.startswith("figure: ")]
+    assert b"<svg" in Path(line.removeprefix("figure: ")).read_bytes()
+
+
+def test_the_curve_is_the_one_that_was_recorded(factory: Any, intent: Any) -> None:
+    told = json.loads(factory.run("--json", "diagnose", "intent:1").out)["result"]
+    recorded = intent.outcome.candidate.curve
+    assert [(step["step"], step["loss"]) for step in told["curve"]["steps"]] == [
+        (step.step, step.loss) for step in recorded.steps
+    ]
+    assert [look["loss"] for look in told["curve"]["looks"]] == [look.loss for look in recorded.looks]
+    assert told["curve"]["start_loss"] == recorded.start_loss
+    mlflow = factory.mlflow()
+    run = mlflow.get_model_version("intent", "1").run_id
+    again = json.loads(factory.run("--json", "diagnose", run).out)["result"]
+    assert again["curve"] == told["curve"]
+    assert again["findings"] == told["findings"]
+
+
+def test_a_trainers_state_file_is_read_too(factory: Any) -> None:
+    path = factory.folder / "trainer_state.json"
+    history = [{"step": i, "loss": 4.0, "learning_rate": 1e-9, "grad_norm": 0.1} for i in range(1, 41)]
+    path.write_text(json.dumps({"log_history": history, "max_steps": 40}))
+    said = factory.run("diagnose", path, "--out", factory.folder / "foreign.svg")
+    assert said.code == 0, said.err
+    assert "did not move" in said.out
+    assert (factory.folder / "foreign.svg").is_file()
+
+
+def test_what_is_neither_is_refused_in_one_line(factory: Any, intent: Any) -> None:
+    for source, code in (("nobody:1", 2), ("0" * 32, 2)):
+        said = factory.run("diagnose", source)
+        assert (said.code, len(said.lines)) == (code, 1), said.err
+
+
+def test_traffic_that_moved_is_a_finding_of_the_adapter(factory: Any, moved: Any) -> None:
+    said = factory.run("diagnose", moved.watched.version.ref)
+    assert said.code == 0, said.err
+    assert f"was judged '{moved.watched.report.verdict}'" in said.out

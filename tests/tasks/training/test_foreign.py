@@ -1,0 +1,86 @@
+"""A Trainer's state file, written by transformers itself, read without it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import ArtifactRefused
+from tasks.training.diagnosis import diagnose
+from tasks.training.foreign import read_trainer_state
+
+
+def written(path: Path, history: list[dict[str, Any]], steps: int = 60) -> Path:
+    from transformers import TrainerState
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    TrainerState(log_history=history, max_steps=steps).save_to_json(str(path))
+    return path
+
+
+def steps(losses: list[float], **others: Any) -> list[dict[str, Any]]:
+    return [{"step": i, "loss": loss, "learning_rate": 1e-4, **others} for i, loss in enumerate(losses, 1)]
+
+
+FALLING = [3.0 * 0.95**i + 0.5 for i in range(60)]
+
+
+def test_steps_and_looks_are_those_that_were_logged(tmp_path: Path) -> None:
+    history = [*steps([2.0, 1.5], grad_norm=0.7), {"step": 2, "eval_loss": 1.75}, {"step": 2, "train_runtime": 9.0}]
+    curve = read_trainer_state(written(tmp_path / "trainer_state.json", history, steps=2))
+    assert [(s.step, s.loss, s.rate, s.grad_norm) for s in curve.steps] == [(1, 2.0, 1e-4, 0.7), (2, 1.5, 1e-4, 0.7)]
+    assert [(look.step, look.loss) for look in curve.looks] == [(2, 1.75)]
+    assert curve.planned_steps == 2
+
+
+def test_the_newest_checkpoint_of_a_folder_is_read(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        written(tmp_path / f"checkpoint-{step}" / "trainer_state.json", steps([1.0] * step))
+    assert len(read_trainer_state(tmp_path).steps) == 100
+
+
+def test_a_curve_without_gradient_norms_is_read_all_the_same(tmp_path: Path) -> None:
+    (finding,) = diagnose(read_trainer_state(written(tmp_path / "trainer_state.json", steps(FALLING))))
+    assert finding.cause == "healthy"
+
+
+def test_a_loss_that_is_no_number_is_found_in_it(tmp_path: Path) -> None:
+    broken = written(tmp_path / "trainer_state.json", steps([*FALLING[:30], math.nan, *FALLING[31:]]))
+    finding = diagnose(read_trainer_state(broken))[0]
+    assert (finding.cause, finding.fatal) == ("not a number", True)
+    assert "step 31" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"log_history": 3}',
+        '{"log_history": [{"step": 1}]}',
+        '{"log_history": [{"step": 1, "loss": "x"}]}',
+    ],
+)
+def test_what_is_no_curve_is_refused_with_its_file(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "trainer_state.json"
+    path.write_text(content)
+    with pytest.raises(ArtifactRefused, match=r"E-TRAIN-005 .*trainer_state\.json"):
+        read_trainer_state(path)
+
+
+def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactRefused, match="holds no trainer_state"):
+        read_trainer_state(tmp_path)
+
+
+def test_json_that_nests_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trainer_state.json"
+    path.write_text('{"log_history": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ArtifactRefused):
+        read_trainer_state(path)
+    assert json.dumps([])  # the process goes on
