@@ -1,7 +1,7 @@
 # make demo: the whole cycle on the embedded base. make test: the tests. Both set up .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up setup real bench kill-campaign clean
+.PHONY: help demo test lint up setup real bench kill-campaign fuzz-data clean
 
 # The first interpreter here that is new enough; PYTHON=... on the command line decides otherwise.
 FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -18,6 +18,7 @@ help:
 	@echo "make setup  only install into .venv"
 	@echo "make real   train on real data sets (needs FACTORY_DATA)"
 	@echo "make kill-campaign   kill training at random points, compare bytes (200 runs)"
+	@echo "make fuzz-data  damaged data files through the door (2,000 files)"
 	@echo "make bench  measure speed against the field's tools"
 
 demo: $(STAMP)
@@ -47,6 +48,10 @@ real: $(STAMP)
 # Speed against the field's tools, in one run each; every script ends with one line of JSON.
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+
+# Damaged data files of three formats through the door: every row counted, or refused in lines with a place.
+fuzz-data: $(STAMP)
+	@OMP_NUM_THREADS=1 .venv/bin/python benchmarks/fuzz_data.py 2000
 
 # Training killed at 800 random instants over 200 runs; every result must be the bytes of a run left in peace.
 kill-campaign: $(STAMP)

@@ -43,14 +43,14 @@ def validate(
 
     Example: `factory validate examples/quickstart/triage.yaml`
     """
+    from tasks.data.early import refuse_early
     from tasks.data.guess import is_data, spec_of_file
-    from tasks.data.reading import refuse_early
     from tasks.spec_files import load_adapter_spec
 
     if not is_data(spec):
         check_adapter_specs(spec)
     loaded = spec_of_file(spec) if is_data(spec) else load_adapter_spec(spec)
-    refuse_early(loaded.data)
+    refuse_early(loaded)
     ready()
     from flows.validate import validate as flow
 

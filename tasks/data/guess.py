@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,8 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from tasks.data.admission import shown
-from tasks.data.reading import FORMATS, data_files, head_of
-from tasks.errors import DataRefused
+from tasks.data.formats import MAX_LINE_BYTES, check_columns, utf8_lines
+from tasks.data.reading import FORMATS, Rows, data_files, head_of, read_rows
+from tasks.data.refusals import OFFENDERS_NAMED, refuse_empty
+from tasks.errors import DataRefused, Problem
 from tasks.specs import AdapterSpec, BaseSpec, DataSpec, EvaluationSpec, SplitSpec
 
 # columns -> what `data` says of them; the first row of which all columns are there is taken
@@ -29,12 +32,12 @@ LONGEST_TOKENS = 131_072
 
 
 def is_data(path: str | Path) -> bool:
-    """Whether a path names data and no spec: by its ending, or because it is a folder.
+    """Whether a path names data and no spec: by an ending, or because it is a folder.
 
-    >>> is_data("rows.jsonl"), is_data("triage.yaml")
-    (True, False)
+    >>> is_data("rows.jsonl"), is_data("rows.csv.gz"), is_data("triage.yaml")
+    (True, True, False)
     """
-    return Path(path).suffix.lower() in FORMATS or Path(path).is_dir()
+    return not FORMATS.keys().isdisjoint(ending.lower() for ending in Path(path).suffixes) or Path(path).is_dir()
 
 
 def spec_of_file(path: str | Path) -> AdapterSpec:
@@ -47,6 +50,7 @@ def spec_of_file(path: str | Path) -> AdapterSpec:
     columns = columns_in(source)
     shape = next((said for needed, said in SHAPES if set(needed) <= set(columns)), None)
     if shape is None:
+        _refuse_unread(read_rows(DataSpec(source=str(source))))
         found = ", ".join(map(shown, columns[:20])) or "no columns"
         known = "; ".join(" and ".join(needed) for needed, _ in SHAPES)
         wrong = f"its columns do not say what is asked and what is answered: {found}"
@@ -73,6 +77,19 @@ def spec_of_file(path: str | Path) -> AdapterSpec:
     )
 
 
+def _refuse_unread(rows: Rows) -> None:
+    """Refuse a source without a row that can be read.
+
+    Raises:
+        DataRefused: if that is so, with the first of the others.
+    """
+    refuse_empty(rows)
+    if not rows.records:
+        wrong = f"none of its {rows.rows_in:,} rows can be read"
+        bad = [row.problem(rows.where(row.file, row.row)) for row in rows.malformed[:OFFENDERS_NAMED]]
+        raise DataRefused(Problem("E-DATA-006", rows.source, wrong, "mend them"), *bad)
+
+
 def columns_in(source: Path) -> tuple[str, ...]:
     """Columns of a file, or of the first file of a folder, from its beginning; empty where it has no row.
 
@@ -84,10 +101,16 @@ def columns_in(source: Path) -> tuple[str, ...]:
     form = FORMATS[path.suffix.lower()][0]
     if form in ("Parquet", "Arrow"):
         return _stored_columns(path, form)
-    text = content.decode("utf-8-sig", errors="replace")
+    whole = content[: content.rfind(b"\n") + 1] or content
+    lines = list(utf8_lines(io.BytesIO(whole), str(path)))
     if form == "CSV":
-        return tuple(next((row for row in csv.reader(io.StringIO(text)) if row), ()))
-    for line in text.splitlines():
+        csv.field_size_limit(MAX_LINE_BYTES)
+        with contextlib.suppress(csv.Error):  # reading says what is wrong with it
+            columns = tuple(next((row for row in csv.reader(lines) if row), ()))
+            check_columns(columns, f"{path}:1")
+            return columns
+        return ()
+    for line in lines:
         try:
             record = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):

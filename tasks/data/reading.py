@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from tasks.data.admission import Quarantined, RowUnit, shown
-from tasks.data.formats import Parsed, read_arrow, read_csv, read_jsonl, read_parquet, utf8_lines
+from tasks.data.formats import Parsed, read_arrow, read_csv, read_jsonl, read_parquet
 from tasks.errors import DataRefused, Problem, SpecRefused
 from tasks.specs import DataSpec
 
@@ -31,7 +30,6 @@ FORMATS: MappingProxyType[str, tuple[str, Reader, RowUnit]] = MappingProxyType(
     }
 )
 HEAD_BYTES = 4 * 2**20
-EARLY_BYTES = 32 * 2**20
 _REMEDY = "name a .jsonl, .csv, .parquet or .arrow file, or a folder of one of them"
 
 
@@ -235,28 +233,6 @@ def head_of(path: Path, size: int = HEAD_BYTES) -> bytes:
     except OSError as error:
         wrong = (error.strerror or str(error)).lower()
         raise DataRefused.one("E-DATA-001", path, wrong, "name data that can be read") from None
-
-
-def refuse_early(data: DataSpec) -> None:
-    """Read local data whole where that takes a second, else its beginning, before anything slow is started for it.
-
-    Raises:
-        DataRefused: what `read_rows` says.
-    """
-    if data.query is not None or not is_local(data.source):
-        return
-    source = Path(data.source)
-    with contextlib.suppress(OSError):  # which `read_rows` says better
-        files = data_files(source) if source.is_dir() else [source]
-        if sum(path.stat().st_size for path in files) > EARLY_BYTES:
-            for path in files:
-                kind, reader, _ = FORMATS.get(path.suffix.lower(), ("", None, "line"))
-                head = head_of(path)
-                if reader is not None and kind in ("JSONL", "CSV"):
-                    for _ in utf8_lines(io.BytesIO(head[: head.rfind(b"\n") + 1] or head), str(path)):
-                        pass
-            return
-    read_rows(data)
 
 
 def _opened(path: Path) -> io.FileIO:

@@ -61,6 +61,15 @@ def refuse_untrusted(spec: AdapterSpec, rows: Rows, said: Sequence[Verdict], adm
         raise DataRefused(*problems, *(row.problem(rows.where(row.file, row.row, row.field)) for row in bad))
 
 
+def too_many_bad(spec: AdapterSpec, source: str, bad: int, rows_in: int) -> Problem | None:
+    """The problem of a set of which more rows are bad than the spec allows."""
+    most = spec.data.max_quarantined
+    if bad <= most * rows_in:
+        return None
+    wrong = f"{bad:,} of {rows_in:,} rows are bad ({bad / rows_in:.1%}), above {most:.1%}"
+    return Problem("E-DATA-006", source, wrong, "mend these rows, or raise data.max_quarantined")
+
+
 def _problems_of_counts(spec: AdapterSpec, admission: Admission) -> list[Problem]:
     """Rows that are sound and only kept out (frozen test rows, near leaks, long ones if asked) do not count as bad."""
     data, source, problems = spec.data, admission.source, []
@@ -87,11 +96,8 @@ def _problems_of_counts(spec: AdapterSpec, admission: Admission) -> list[Problem
             wrong = f"{check.unexpected:,} rows that are learned from nearly repeat one that judges; {check.samples[0]}"
             remedy = "remove them, or set data.near.leaks: quarantine"
             problems.append(Problem("E-DATA-028", source, wrong, remedy))
-    most = data.max_quarantined
-    if bad > most * admission.rows_in:
-        share = bad / admission.rows_in
-        wrong = f"{bad:,} of {admission.rows_in:,} rows are bad ({share:.1%}), above {most:.1%}"
-        problems.append(Problem("E-DATA-006", source, wrong, "mend these rows, or raise data.max_quarantined"))
+    if problem := too_many_bad(spec, source, bad, admission.rows_in):
+        problems.append(problem)
     if admission.accepted < data.min_rows <= admission.rows_in:
         wrong = f"{admission.accepted:,} rows are accepted, fewer than {data.min_rows:,}"
         problems.append(Problem("E-DATA-007", source, wrong, "add rows, or lower data.min_rows"))
