@@ -12,6 +12,7 @@ from flows.claims import claim
 from flows.learn import (
     Candidate,
     Slice,
+    answers_are_wanted_soon,
     datasets_of,
     key_of,
     known_scores,
@@ -26,14 +27,18 @@ from flows.promote import moved
 from flows.publish import mirrored, publish_retrain
 from flows.repairing import trained_well
 from flows.resuming import working_on
+from flows.traffic import labelled_traffic
 from flows.validate import Dataset, identified, remembered_dataset, validated
-from flows.watch import newest_traffic, nothing_to_watch
+from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
 from tasks.data.examples import Example
 from tasks.errors import SpecRefused
 from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
 from tasks.specs import AdapterSpec, SplitSpec
+
+
+REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def retrain(
 
     Args:
         task: The task that moved.
-        traffic: Labelled traffic (JSONL, CSV or Parquet); by default the newest in <home>/traffic/<task>/.
+        traffic: Labelled traffic (JSONL, CSV or Parquet); by default the newest labelled requests in the store.
         finding: The drift event that asked for this run; one event causes at most one retrain.
         replay_share: Share of the training rows drawn from all that the champion learned from; the spec's by default.
         start: A fresh adapter on the base, or continue from the champion; the spec's by default.
@@ -72,10 +77,10 @@ def retrain(
     """
     home = opened()
     champion = home.ledger.champion(task)
-    source = traffic or (finding or {}).get("traffic") or newest_traffic(home, task)
-    if champion is None or source is None:
-        raise nothing_to_watch(task, champion, source)
+    if champion is None:
+        raise nothing_to_watch(task, champion)
     claim(home, champion, finding)
+    source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion)
     spec = asked_spec(champion, source, replay_share, start)
     voice.say(
         f"{task}: retraining {champion.ref} with {spec.retrain.replay_share:.0%} replay, from the {spec.retrain.start}"
@@ -113,6 +118,7 @@ def retrain(
                 workplace=workplace,
             ) as candidate:
                 version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)
+    answers_are_wanted_soon()
     scores = side_by_side(home, spec, version, champion, slices, known)
     decision = judged(spec, version, scores)
     for name in [s.name for s in slices]:
@@ -130,7 +136,10 @@ def retrain(
 
 
 def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
-    """The champion's spec over the new source, whose rows are split by hash like all others."""
+    """The champion's spec over the new source, whose rows are split by hash like all others.
+
+    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic.
+    """
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
         raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")

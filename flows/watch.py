@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,23 +10,24 @@ from pathlib import Path
 from prefect import flow
 from prefect.events import emit_event
 
+from flows.claims import ASKS, claimant_of, held_back
 from flows.learn import datasets_of, threads
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import publish_drift
+from flows.traffic import inbox, ingested, known_events, taken_in
 from flows.validate import remembered_dataset
 from flows.wiring import Home, opened
 from infra.automations import DRIFT_EVENT, drift_resource
 from registry.fingerprint import fingerprint
 from registry.records import FindingRecord, VersionRecord
 from tasks.data.examples import Example, example_of, input_columns, target_columns
+from tasks.drift.faults import floods
 from tasks.drift.observed import Observed
 from tasks.drift.traffic import newest, read_traffic
 from tasks.drift.verdict import DriftReport, judge
 from tasks.errors import DataRefused, Problem
 from tasks.specs import AdapterSpec
-
-TRAFFIC_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -44,48 +45,74 @@ def watch(task: str | None = None, traffic: str | None = None) -> list[Watched]:
     """Verdicts on new traffic.
 
     Args:
-        task: One task; by default every task that has a champion and traffic in its inbox.
-        traffic: A traffic file (JSONL, CSV or Parquet); by default the newest in <home>/traffic/<task>/.
+        task: One task; by default every task that has a champion and traffic.
+        traffic: A traffic file (JSONL, CSV or Parquet), judged by itself; by default the store, after the files in
+            <home>/traffic/<task>/ were taken in.
     """
     home = opened()
     found = []
     for name in [task] if task else home.ledger.names():
         champion = home.ledger.champion(name)
-        source = traffic or newest_traffic(home, name)
-        if champion is None or champion.kind != "adapter" or source is None:
+        if champion is None or champion.kind != "adapter":
             if task:
-                raise nothing_to_watch(name, champion, source)
+                raise nothing_to_watch(name, champion)
             continue
-        found.append(watched(home, champion, source))
+        arrivals, malformed = arrived(champion, traffic) if traffic else newest_arrivals(home, champion)
+        if arrivals or malformed:
+            found.append(watched(home, champion, arrivals, malformed, traffic))
+        elif task:
+            raise nothing_to_watch(name, champion)
     if not found:
-        voice.say("no served task has traffic in its inbox")
+        voice.say("no served task has traffic")
     return found
 
 
-def watched(home: Home, champion: VersionRecord, source: str) -> Watched:
-    """One champion held against one traffic file."""
+def watched(
+    home: Home, champion: VersionRecord, arrivals: Sequence[Arrival], malformed: int, source: str | None
+) -> Watched:
+    """One champion held against one window of traffic."""
     spec = AdapterSpec.model_validate(champion.spec)
-    voice.say(f"{champion.name}: watching {Path(source).name} against {champion.ref}")
-    arrivals, malformed = arrived(spec, source)
+    where = Path(source).name if source else "its traffic"
+    voice.say(f"{champion.name}: watching {where} against {champion.ref}")
     judged_on = reference_examples(home, champion, spec)
     reference, window = observed(spec, home.ledger.files(champion.ref), judged_on, [row.example for row in arrivals])
     report = judge(reference, graded(window, arrivals), spec.drift, seed=spec.seed, set_aside=malformed)
-    digest = fingerprint([row.id for row in arrivals])
+    digest = window_digest(arrivals)
     finding = home.ledger.remember_finding(
-        FindingRecord(champion.name, champion.ref, digest, report.verdict, report.action, report.payload())
+        FindingRecord(
+            champion.name,
+            champion.ref,
+            digest,
+            report.verdict,
+            report.action,
+            report.payload(),
+            rows=len(arrivals),
+            source=where,
+        )
     )
     voice.say(f"  {report.sentence}")
     publish_drift(home, champion, report)
-    if report.action == "retrain with replay":
+    if finding.action == ASKS:
+        call_for_retrain(home, champion, finding, source)
+    return Watched(champion, report, finding, source or "")
+
+
+def call_for_retrain(home: Home, champion: VersionRecord, finding: FindingRecord, source: str | None) -> None:
+    """The drift event, unless the window has caused a retrain already or the task is left in peace for now."""
+    wait = held_back(home, champion)
+    if claimant_of(home, champion.name, finding.window_digest) is not None:
+        voice.say(f"  window {finding.window_digest[:12]} has caused a retrain already")
+    elif wait is not None:
+        voice.say(f"  no retrain before {wait.until:%Y-%m-%d %H:%M} UTC: {wait.because}")
+    else:
         payload = {
             "task": champion.name,
             "version": champion.ref,
-            "window": digest,
-            "verdict": report.verdict,
+            "window": finding.window_digest,
+            "verdict": finding.verdict,
             "traffic": source,
         }
         emit_event(DRIFT_EVENT, resource=drift_resource(champion.name), payload=payload)
-    return Watched(champion, report, finding, source)
 
 
 @dataclass(frozen=True)
@@ -98,20 +125,51 @@ class Arrival:
     labelled: bool
 
 
+def window_digest(arrivals: Sequence[Arrival]) -> str:
+    """A window by its rows and what is known of them: a label that came late makes it another window."""
+    return fingerprint([[row.id, row.example.target if row.labelled else None] for row in arrivals])
+
+
 @cheap
-def arrived(spec: AdapterSpec, source: str) -> tuple[list[Arrival], int]:
+def arrived(champion: VersionRecord, source: str) -> tuple[list[Arrival], int]:
     """The newest rows of a traffic file as the spec asks and answers them, and how many rows were malformed.
 
     Raises:
         DataRefused: the file cannot be read, or its rows lack the columns that the prompt is made of.
     """
-    truth = target_columns(spec)
+    spec = AdapterSpec.model_validate(champion.spec)
     traffic = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
-    found = []
-    for place, row in enumerate(newest(traffic.rows, spec.drift.window_rows)):
-        example = example_of(spec, {**dict.fromkeys((*input_columns(spec), *truth), ""), **row.columns}, place)
-        found.append(Arrival(example, row.id, row.source, all(row.columns.get(name) for name in truth)))
-    return found, len(traffic.set_aside)
+    count = spec.drift.window_rows
+    rows = newest(traffic.rows, count)
+    if not floods([row.source for row in rows]):  # a flood is shown as it is, and stops the loop
+        rows = newest(traffic.rows, count, per_source=max(1, int(spec.drift.per_source * count)))
+    return [arrival_of(spec, place, row.id, row.source, row.columns) for place, row in enumerate(rows)], len(
+        traffic.set_aside
+    )
+
+
+@cheap
+def newest_arrivals(home: Home, champion: VersionRecord) -> tuple[list[Arrival], int]:
+    """The newest requests in the store, its inbox taken in before, and how many rows of that were malformed."""
+    spec = AdapterSpec.model_validate(champion.spec)
+    malformed = 0
+    for path in inbox(home, champion.name):
+        before = ingested(home, champion.name, path)
+        if before is None or not before.finished:
+            done = taken_in(home, champion, path)
+            malformed += done.ingest.set_aside - (before.set_aside if before else 0)
+            voice.say(f"  {path.name}: {done.sentence}")
+    rows = known_events(home, champion, spec.drift.window_rows, capped=False)
+    if not floods([row.source for row in rows]):
+        rows = known_events(home, champion, spec.drift.window_rows)
+    return [arrival_of(spec, place, row.id, row.source, row.columns) for place, row in enumerate(rows)], malformed
+
+
+def arrival_of(spec: AdapterSpec, place: int, name: str, source: str, columns: Mapping[str, str]) -> Arrival:
+    """A request as the spec asks it, with its answer where that is known."""
+    truth = target_columns(spec)
+    example = example_of(spec, {**dict.fromkeys((*input_columns(spec), *truth), ""), **columns}, place)
+    return Arrival(example, name, source, all(columns.get(column) for column in truth))
 
 
 def reference_examples(home: Home, champion: VersionRecord, spec: AdapterSpec) -> list[Example]:
@@ -160,18 +218,17 @@ def graded(window: Observed, arrivals: Sequence[Arrival]) -> Observed:
 
 
 def newest_traffic(home: Home, task: str) -> str | None:
-    """The newest file in a task's inbox, by name: files are named by their time."""
-    inbox = home.settings.home / "traffic" / task
-    files = sorted(path for path in inbox.glob("*") if path.suffix in TRAFFIC_SUFFIXES) if inbox.is_dir() else []
+    """The newest file in a task's inbox."""
+    files = inbox(home, task)
     return str(files[-1]) if files else None
 
 
-def nothing_to_watch(task: str, champion: VersionRecord | None, source: str | None) -> DataRefused:
+def nothing_to_watch(task: str, champion: VersionRecord | None) -> DataRefused:
     wrong = (
         "no version is served"
         if champion is None
-        else "there is no traffic file in its inbox"
-        if source is None
         else "is no adapter"
+        if champion.kind != "adapter"
+        else "there is no traffic of it"
     )
-    return DataRefused(Problem("E-DRIFT-021", task, wrong, "promote a version, and name a traffic file"))
+    return DataRefused(Problem("E-DRIFT-021", task, wrong, "promote a version, and name a traffic file or add one"))

@@ -27,6 +27,24 @@ def watch(
 
 
 @app.command()
+def traffic(
+    verb: Annotated[Literal["add"], typer.Argument(metavar="add")],
+    task: TaskName,
+    source: Annotated[str, typer.Argument(metavar="FILE|-", help="JSONL, CSV or Parquet; - is JSONL from a pipe.")],
+) -> None:
+    """Take in requests of a task, and their labels whenever these come: each counts once, by its id.
+
+    Example: `factory traffic add triage next-quarter.jsonl`
+    """
+    ready()
+    from flows.traffic import traffic_add
+
+    done = traffic_add(task, source if source == "-" else str(Path(source).resolve()))
+    reasons = [f"  {count:,} x {reason}" for reason, count in list(done.ingest.reasons.items())[:20]]
+    tell(done, done.sentence, *reasons)
+
+
+@app.command()
 def retrain(
     task: TaskName,
     traffic: Annotated[str | None, typer.Option(help="Labelled traffic file.")] = None,

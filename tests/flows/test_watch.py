@@ -121,15 +121,45 @@ def test_the_same_window_twice_is_one_finding_however_its_file_is_ordered(
     assert findings(factory, "intent") == before
 
 
-def test_the_newest_file_of_a_task_is_found_in_its_inbox(factory: Any, intent: Any, desk: Any) -> None:
+def test_files_in_the_inbox_are_taken_in_once_and_the_newest_requests_are_judged(
+    factory: Any, intent: Any, desk: Any
+) -> None:
+    """The files are given in the wrong order of time; the window is the newest rows, whichever file they came in."""
     inbox = factory.home / "traffic" / "intent"
     inbox.mkdir(parents=True)
-    for place, month in enumerate(("2026-01", "2026-02")):
-        factory.traffic(f"{month}.jsonl", desk["intent"].rows(40, seed=30 + place)).rename(inbox / f"{month}.jsonl")
-    said = factory.run("--json", "watch", "intent")
-    assert said.code == 0
-    (seen,) = json.loads(said.out)["result"]
-    assert seen["traffic"] == str(inbox / "2026-02.jsonl")
+    for place, month in enumerate(("2026-02", "2026-01")):
+        rows = desk["intent"].rows(200, seed=30 + place)
+        path = factory.traffic(f"{month}.jsonl", rows)
+        path.write_text(path.read_text().replace('"time": "2026-01-01', f'"time": "{month}-01'))
+        path.rename(inbox / path.name)
+    first, second = (factory.run("--json", "watch", "intent") for _ in range(2))
+    assert (first.code, second.code) == (0, 0)
+    ((seen,), (again,)) = (json.loads(said.out)["result"] for said in (first, second))
+    assert seen["report"]["n"] == 300
+    assert seen["finding"]["window_digest"] == again["finding"]["window_digest"]
+    assert factory.sql(
+        "SELECT source, rows_in, accepted FROM traffic_ingests WHERE task = 'intent' ORDER BY source"
+    ) == [
+        ("2026-01.jsonl", 200, 200),
+        ("2026-02.jsonl", 200, 200),
+    ]
+    ((oldest,),) = factory.sql("SELECT min(at) FROM (SELECT at FROM traffic ORDER BY at DESC LIMIT 300)")
+    assert oldest.startswith("2026-01-01")
+
+
+def test_a_label_that_comes_late_makes_it_another_window_with_another_finding(
+    factory: Any, intent: Any, desk: Any, events: list[Any]
+) -> None:
+    from flows.watch import watch
+
+    rows = desk["intent"].rows(90, seed=44)
+    unknown, known = (factory.traffic("late.jsonl", rows, labelled=flag).read_text() for flag in (False, True))
+    with factory.active():
+        (before,) = watch("intent", str(factory.rows("late.jsonl", map(json.loads, unknown.splitlines()))))
+        (after,) = watch("intent", str(factory.rows("late.jsonl", map(json.loads, known.splitlines()))))
+    assert before.finding.window_digest != after.finding.window_digest
+    assert (before.report.graded, after.report.graded) == (0, 90)
+    assert after.finding.report["score_window"] is not None
 
 
 def test_a_task_that_is_not_served_cannot_be_watched(factory: Any, intent: Any, desk: Any) -> None:

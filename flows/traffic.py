@@ -1,0 +1,160 @@
+"""Traffic taken in: requests and, now or later, their labels, from files or a pipe into the store of their task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from flows.progress import voice
+from flows.wiring import Home, opened
+from registry.durable import make_folders, replace_file
+from registry.errors import Conflict
+from registry.failpoint import failpoint
+from registry.fingerprint import digest_of_file
+from registry.records import VersionRecord
+from registry.traffic import Aside, Batch, Event, IngestRecord, TrafficStore, batches
+from tasks.data.examples import input_columns, target_columns
+from tasks.drift.traffic import SetAside, traffic_rows
+from tasks.drift.traffic_files import SUFFIXES
+from tasks.errors import DataRefused
+from tasks.specs import AdapterSpec
+
+BATCH_ROWS = 5000
+LEASE_SECONDS = 120
+PIECE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """What came of one file, and how many requests of the task are known now."""
+
+    ingest: IngestRecord
+    known: int
+
+    @property
+    def sentence(self) -> str:
+        """The counts in one line: rows in = new + repeated + set aside."""
+        i = self.ingest
+        late = f" ({i.late:,} of them brought what was missing)" if i.late else ""
+        return (
+            f"{i.rows_in:,} rows in = {i.accepted:,} new + {i.repeated:,} repeated{late} + {i.set_aside:,} set aside;"
+            f" {self.known:,} requests of {i.task} are known"
+        )
+
+
+def traffic_add(task: str, source: str) -> TakenIn:
+    """Take in a file, or standard input (JSONL) for `-`.
+
+    Raises:
+        DataRefused: no version is served; or the file is missing, of another kind, or lacks a column altogether.
+        Conflict: another process takes in traffic of the task.
+    """
+    home = opened()
+    champion = served(home, task)
+    if source != "-":
+        return taken_in(home, champion, Path(source))
+    with tempfile.TemporaryDirectory(dir=home.scratch()) as folder:
+        spool = Path(folder) / "stdin.jsonl"
+        with spool.open("wb") as file:
+            _copy(sys.stdin.buffer, file)
+        return taken_in(home, champion, spool)
+
+
+def taken_in(home: Home, champion: VersionRecord, path: Path) -> TakenIn:
+    """A file's rows into the store of the champion's task, in batches; one that was interrupted goes on."""
+    task, store = champion.name, TrafficStore(home.ledger.database)
+    spec = AdapterSpec.model_validate(champion.spec)
+    if not path.is_file():
+        raise DataRefused.one("E-DRIFT-003", path, "there is no such file", "check the path")
+    digest = digest_of_file(path)
+    lease = home.ledger.take_lease(f"traffic:{task}", holder=f"{digest} {datetime.now(UTC)}", seconds=LEASE_SECONDS)
+    if lease is None:
+        raise Conflict.one("E-DRIFT-022", task, "another process takes in its traffic", "run again when it is done")
+    try:
+        ingest = store.begin(task, digest, path.name)
+        if not ingest.finished:
+            if ingest.through:
+                voice.say(f"  {path.name}: going on after row {ingest.through:,}")
+            for batch in batches(_events(spec, path), BATCH_ROWS, after=ingest.through):
+                lease = home.ledger.renew_lease(lease, seconds=LEASE_SECONDS)
+                ingest = store.add(ingest, batch)
+                failpoint("traffic.after_batch")
+            ingest = store.add(ingest, Batch([], [], ingest.through), last=True)
+        return TakenIn(ingest, store.rows(task))
+    finally:
+        home.ledger.release_lease(lease)
+
+
+def inbox(home: Home, task: str) -> list[Path]:
+    """The traffic files that lie in a task's inbox, by name: files are named by their time."""
+    folder = home.settings.home / "traffic" / task
+    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES) if folder.is_dir() else []
+
+
+def served(home: Home, task: str) -> VersionRecord:
+    """The champion whose spec says what a request consists of.
+
+    Raises:
+        DataRefused: there is none, or it is a merged model.
+    """
+    champion = home.ledger.champion(task)
+    if champion is None or champion.kind != "adapter":
+        wrong = "no version is served" if champion is None else "is no adapter"
+        raise DataRefused.one("E-DRIFT-021", task, wrong, "promote an adapter first: its spec names the columns")
+    return champion
+
+
+def ingested(home: Home, task: str, path: Path) -> IngestRecord | None:
+    """How far a file was taken in before, by its content; None if it never was."""
+    digest = digest_of_file(path)
+    return next((one for one in TrafficStore(home.ledger.database).ingests(task) if one.digest == digest), None)
+
+
+def known_events(
+    home: Home, champion: VersionRecord, count: int, *, labelled: bool = False, capped: bool = True
+) -> tuple[Event, ...]:
+    """The newest requests of a task, oldest first; `capped` bounds the share of one sender as the spec says."""
+    spec = AdapterSpec.model_validate(champion.spec)
+    cap = max(1, int(spec.drift.per_source * count)) if capped else None
+    truth: Sequence[str] = target_columns(spec) if labelled else ()
+    return TrafficStore(home.ledger.database).newest(champion.name, count, per_source=cap, with_columns=truth)
+
+
+def labelled_traffic(home: Home, champion: VersionRecord) -> str:
+    """The newest labelled requests of a task as a file that is named by its content, for a retrain to read.
+
+    Raises:
+        DataRefused: no request of the task is labelled.
+    """
+    spec = AdapterSpec.model_validate(champion.spec)
+    events = known_events(home, champion, spec.retrain.fresh_rows, labelled=True)
+    if not events:
+        wrong = "none of its requests is labelled"
+        raise DataRefused.one("E-DRIFT-023", champion.name, wrong, "add labelled traffic with `factory traffic add`")
+    rows = [{**e.columns, "id": e.id, "time": e.at and e.at.isoformat(), "source": e.source} for e in events]
+    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode()
+    folder = home.settings.home / "traffic" / champion.name / "windows"
+    make_folders(folder)
+    path = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.jsonl"
+    replace_file(path, text)
+    return str(path)
+
+
+def _events(spec: AdapterSpec, path: Path) -> Iterator[tuple[int, Event] | Aside]:
+    for row in traffic_rows(path, inputs=input_columns(spec), now=datetime.now(UTC), truth=target_columns(spec)):
+        if isinstance(row, SetAside):
+            yield Aside(row.row, row.field, row.reason)
+        else:
+            yield row[0], Event(row[1].id, row[1].time, row[1].source, row[1].columns)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    while piece := source.read(PIECE_BYTES):
+        target.write(piece)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def desk_home(new_factory: Any, desk: Any) -> Any:
+    """A home in which intent is served by a version that learned nothing: what counts here is what comes in."""
+    made = new_factory()
+    spec = made.spec(desk["intent"], training__steps=1, evaluation={"gates": {"min_rows": 30, "beat_base_by": -1}})
+    with made.active(), pytest.MonkeyPatch.context() as patch:
+        from flows.train import train
+
+        patch.setattr("tasks.export.answer.answer_in_fresh_process", lambda _, asked, **__: ("yes",) * len(asked))
+        assert train(str(spec)).promoted
+    return made
+
+
+def counts(home: Any, source: str) -> tuple[int, ...]:
+    query = "SELECT rows_in, accepted, repeated, late, set_aside FROM traffic_ingests WHERE source = ?"
+    ((found),) = home.sql(query, source)
+    return tuple(found)
+
+
+def test_rows_and_late_labels_are_taken_in_and_what_is_malformed_is_named(desk_home: Any, desk: Any) -> None:
+    rows = desk["intent"].rows(60, seed=71)
+    unlabelled = desk_home.traffic("week.jsonl", rows, labelled=False)
+    with unlabelled.open("a") as file:
+        file.write('{"id": "no time", "text": "a b"}\n{"id": \n')
+    said = desk_home.run("traffic", "add", "intent", unlabelled)
+    assert said.code == 0, said.err
+    assert said.out.startswith("62 rows in = 60 new + 0 repeated + 2 set aside; 60 requests of intent are known")
+    assert "1 x time: missing" in said.out
+    assert "not valid JSON" in said.out
+    labels = [{"id": f"week.jsonl {place}", "label": row["label"]} for place, row in enumerate(rows)]
+    said = desk_home.run("--json", "traffic", "add", "intent", desk_home.rows("labels.jsonl", labels[::-1]))
+    assert json.loads(said.out)["result"]["ingest"]["late"] == 60
+    assert counts(desk_home, "labels.jsonl") == (60, 0, 60, 60, 0)
+    ((known,),) = desk_home.sql("SELECT count(*) FROM traffic WHERE json_extract(columns, '$.label') IS NOT NULL")
+    assert known == 60
+
+
+def test_a_killed_ingest_goes_on_from_a_pipe_and_ends_as_if_nothing_had_happened(desk_home: Any, desk: Any) -> None:
+    """SIGKILL after the second of three batches; the same bytes come again, through a pipe."""
+    rows = desk["intent"].rows(300, seed=72)
+    start = datetime(2026, 2, 1, tzinfo=UTC)
+    lines = [
+        {"id": f"n{n}", "time": (start + timedelta(seconds=n)).isoformat(), **rows[n % 300]} for n in range(12_000)
+    ]
+    path = desk_home.rows("many.jsonl", lines)
+    killed = desk_home.finish(
+        desk_home.start("traffic", "add", "intent", path, FACTORY_FAILPOINT="traffic.after_batch=kill@2")
+    )
+    assert killed.code == -9
+    assert counts(desk_home, "many.jsonl") == (10_000, 10_000, 0, 0, 0)
+    desk_home.sql("SELECT 1")
+    with _stdin(path):
+        _release(desk_home)
+        said = desk_home.run("traffic", "add", "intent", "-")
+    assert said.code == 0, said.err
+    assert any("going on after row 10,000" in line for line in said.lines)
+    assert counts(desk_home, "many.jsonl") == (12_000, 12_000, 0, 0, 0)
+    ((ids,),) = desk_home.sql("SELECT count(*) FROM traffic WHERE event LIKE 'n%'")
+    assert ids == 12_000
+
+
+def test_a_second_ingest_of_a_task_waits_its_turn(desk_home: Any, desk: Any) -> None:
+    from flows.wiring import opened
+
+    path = desk_home.traffic("turn.jsonl", desk["intent"].rows(5, seed=73))
+    with desk_home.active():
+        ledger = opened().ledger
+        lease = ledger.take_lease("traffic:intent", holder="somebody else", seconds=60)
+        said = desk_home.run("traffic", "add", "intent", path)
+        ledger.release_lease(lease)
+    assert said.code == 6
+    assert said.lines[-1].startswith("E-DRIFT-022 intent: another process takes in its traffic")
+    assert desk_home.run("traffic", "add", "intent", path).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "line"),
+    [("nothing.jsonl", 3, "E-DRIFT-003"), ("table.xlsx", 3, "E-DRIFT-002"), ("columns.csv", 3, "E-DRIFT-004")],
+)
+def test_what_is_no_traffic_is_one_line(desk_home: Any, name: str, code: int, line: str) -> None:
+    path = Path(desk_home.folder / name)
+    if not name.startswith("nothing"):
+        path.write_text("id,time,words\n1,2026-01-01,a\n")
+    said = desk_home.run("traffic", "add", "intent", path)
+    assert (said.code, said.lines[-1].split(" ")[0]) == (code, line)
+
+
+def _stdin(path: Path) -> Any:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdin", type("Pipe", (), {"buffer": file})())
+            yield
+
+    return block()
+
+
+def _release(home: Any) -> None:
+    """The lease of the killed process runs out after two minutes; the test does not wait."""
+    import sqlite3
+
+    with sqlite3.connect(home.home / "ledger.db") as connection:
+        connection.execute("UPDATE leases SET expires_seconds = 0 WHERE name = 'traffic:intent'")
