@@ -27,6 +27,7 @@ from tasks.memory import MemoryPlan, free_ram_bytes, plan_memory, read_shapes, r
 from tasks.specs import SIDES, AdapterSpec, Side
 from tasks.training.curve import Curve
 from tasks.training.diagnosis import Finding, diagnose
+from tasks.training.recipe import facts_of, with_choices
 
 CARD = "factory.json"
 
@@ -70,11 +71,16 @@ class Candidate:
 
 
 def settled(spec: AdapterSpec, data: Dataset) -> AdapterSpec:
-    """The spec with what the data decides written in: the classes, in a fixed order."""
-    if spec.kind != "classification" or spec.data.labels:
-        return spec
-    labels = tuple(sorted({example.target for example in data.snapshot.examples("train")}))
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"labels": labels})})
+    """The spec with what data and base decide written in: the classes in a fixed order, and what was left `auto`."""
+    learn = data.snapshot.examples("train")
+    if spec.kind == "classification" and not spec.data.labels:
+        labels = tuple(sorted({example.target for example in learn}))
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"labels": labels})})
+    if spec.auto:
+        spec = with_choices(spec, facts_of(read_shapes(base_folder(spec.base)), len(learn)))
+        for path, reason in spec.chosen.items():
+            voice.say(f"  {path} {reason}")
+    return spec
 
 
 def key_of(

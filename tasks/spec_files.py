@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
-from tasks.specs import AdapterSpec, MergeSpec, Spec
+from tasks.specs import AUTO, LEFT_TO_THE_RECIPE, AdapterSpec, MergeSpec, Spec
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
@@ -57,7 +57,11 @@ def load_merge_spec(path: str | Path) -> MergeSpec:
         SpecRefused: with one problem per fault, each with its line.
     """
     path = Path(path)
-    return _checked(MergeSpec, _tree(path), path)
+    tree = _tree(path)
+    general = tree.get("general")
+    if isinstance(general, CommentedMap) and isinstance(general.get("source"), str):
+        general["source"] = _located(general, "general", "source", path)
+    return _checked(MergeSpec, tree, path)
 
 
 def is_merge_recipe(path: str | Path) -> bool:
@@ -206,9 +210,22 @@ def _pin_problems(spec: AdapterSpec, tree: CommentedMap, path: Path) -> list[Pro
 
 def _checked(model: type[S], tree: CommentedMap, path: Path) -> S:
     try:  # strict, and as JSON: 'true' or "16" is no rank, while a list is a tuple and 3 is a fraction
-        return model.model_validate_json(json.dumps(_plain(tree), default=str), strict=True)
+        plain = _left_to_the_recipe(_plain(tree)) if model is AdapterSpec else _plain(tree)
+        return model.model_validate_json(json.dumps(plain, default=str), strict=True)
     except ValidationError as error:
         raise SpecRefused(*(_problem(model, tree, path, dict(found)) for found in error.errors())) from None
+
+
+def _left_to_the_recipe(tree: dict[str, Any]) -> dict[str, Any]:
+    """`method: {rank: auto}` becomes the default, with a note that the recipe is to choose it."""
+    found = []
+    for path in LEFT_TO_THE_RECIPE:
+        section, field = path.split(".")
+        block = tree.get(section)
+        if isinstance(block, dict) and block.get(field) == AUTO:
+            tree = {**tree, section: {name: value for name, value in block.items() if name != field}}
+            found.append(path)
+    return {**tree, "auto": found} if found and "auto" not in tree else tree
 
 
 def _problem(model: type[Spec], tree: CommentedMap, path: Path, error: dict[str, Any]) -> Problem:

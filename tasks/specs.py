@@ -21,6 +21,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Severity = Literal["critical", "warning"]
 Side = Literal["train", "validation", "test"]
+AUTO = "auto"
+LEFT_TO_THE_RECIPE: tuple[str, ...] = ("method.rank", "method.dropout", "method.targets")
+LEFT_TO_THE_RECIPE += ("training.weight_decay", "training.learning_rate", "training.epochs")
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
 
@@ -196,15 +199,23 @@ class DataSpec(Spec):
         return template
 
 
+def _or_auto(schema: dict[str, Any]) -> None:
+    """The JSON schema of a field that a file may leave to the recipe with the word auto."""
+    own = {key: schema.pop(key) for key in list(schema) if key not in ("title", "default", "description")}
+    schema["anyOf"] = [*own.pop("anyOf", [own]), {"const": AUTO}]
+
+
 class MethodSpec(Spec):
     """How the weights may change."""
 
     name: str = Field("lora", description="Row of the method catalogue: " + ", ".join(METHODS) + ".")
-    rank: int = Field(16, ge=1, le=4096, description="Rank r of the update.")
+    rank: int = Field(16, ge=1, le=4096, description="Rank r of the update.", json_schema_extra=_or_auto)
     alpha: float | None = Field(None, gt=0, description="Scale numerator; default 2 * rank.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input.", json_schema_extra=_or_auto)
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="Module names that get an adapter; all linear layers but the head by default."
+        "all-linear",
+        description="Module names that get an adapter; all linear layers but the head by default.",
+        json_schema_extra=_or_auto,
     )
     layers: tuple[int, ...] | None = Field(None, description="Only these transformer layers; all by default.")
 
@@ -239,10 +250,14 @@ class TrainingSpec(Spec):
     """The optimisation of one adapter."""
 
     epochs: float = Field(
-        3.0, gt=0, le=1000, description="Passes over the training rows; ignored when `steps` is given."
+        3.0,
+        gt=0,
+        le=1000,
+        description="Passes over the training rows; ignored when `steps` is given.",
+        json_schema_extra=_or_auto,
     )
     steps: int | None = Field(None, ge=1, description="Optimiser steps, instead of epochs.")
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak rate.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak rate.", json_schema_extra=_or_auto)
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="Shape of the rate after the warm-up."
     )
@@ -251,7 +266,9 @@ class TrainingSpec(Spec):
     micro_batch: int | None = Field(
         None, ge=1, description="Examples held in memory at once; default: the whole batch."
     )
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay on the adapter.")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="Decoupled weight decay on the adapter.", json_schema_extra=_or_auto
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     head_rate: float = Field(10.0, gt=0, description="classification: rate of the fresh head over the adapter's rate.")
     optimizer: Literal["auto", "adamw", "paged_adamw_8bit"] = Field(
@@ -376,6 +393,15 @@ class AdapterSpec(Spec):
     retrain: RetrainSpec = Field(default_factory=lambda: RetrainSpec(), description="How a moved task is taught again.")
     resources: ResourceSpec = Field(default_factory=lambda: ResourceSpec(), description="What the run may take.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds splits of chance: batches, dropout, initial weights.")
+    auto: tuple[str, ...] = Field((), description="Fields that were given as `auto`: the recipe chooses them.")
+    chosen: dict[str, str] = Field(default_factory=dict, description="What the recipe chose, and why. Written by it.")
+
+    @field_validator("auto")
+    @classmethod
+    def _auto_fields_have_a_recipe(cls, auto: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [path for path in auto if path not in LEFT_TO_THE_RECIPE]:
+            raise ValueError(f"{unknown[0]} cannot be auto; the recipe chooses {', '.join(LEFT_TO_THE_RECIPE)}")
+        return auto
 
     @model_validator(mode="after")
     def _kind_has_its_columns(self) -> Self:
@@ -422,6 +448,37 @@ class MergeGateSpec(Spec):
     min_rows: int = Field(50, ge=1, description="Refuse to judge a task on fewer rows.")
 
 
+class SearchSpec(Spec):
+    """A search over merge settings by TPE (Bergstra et al. 2011), beyond the rules that the recipe lists."""
+
+    trials: int = Field(30, ge=1, le=10_000, description="Settings that are proposed; hopeless ones end early.")
+    seconds: float | None = Field(None, gt=0, description="No new trial begins after this time.")
+    rules: tuple[str, ...] = Field(
+        ("task_arithmetic", "ties", "knots_ties"), min_length=1, description="Rows of the merge catalogue to search."
+    )
+    scale: tuple[float, float] = Field((0.2, 2.0), description="Smallest and largest factor on the merged update.")
+    density: tuple[float, float] = Field((0.1, 1.0), description="Smallest and largest share of entries kept.")
+    weights: bool = Field(False, description="Search a weight per parent too, from 0.5 to 2.")
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> Self:
+        if not 0 < self.scale[0] < self.scale[1]:
+            raise ValueError("scale is [smallest, largest], both above 0")
+        if not 0 < self.density[0] < self.density[1] <= 1:
+            raise ValueError("density is [smallest, largest] in (0, 1]")
+        return self
+
+
+class GeneralSpec(Spec):
+    """Text of no task, on which the merged model may not become worse."""
+
+    source: str = Field(description="A .jsonl file with a `text` per line, or a file with one text per line.")
+    max_loss: Share = Field(
+        0.02, description="Lower bound of (merged - base) in right next tokens may not fall below minus this."
+    )
+    max_rows: int = Field(200, ge=1, description="At most this many texts (the first by hash).")
+
+
 class MergeSpec(Spec):
     """Several adapters of one base into one model."""
 
@@ -436,6 +493,9 @@ class MergeSpec(Spec):
         min_length=1,
         description="Rules to try; the choice is made on validation rows, the gate on test rows.",
     )
+    search: SearchSpec | None = Field(None, description="Search further settings within a budget; none by default.")
+    general: GeneralSpec | None = Field(None, description="Text of no task that the gate looks at too.")
+    attribution: bool = Field(True, description="Score the chosen merge without each parent in turn, and store it.")
     merge_base: Literal["dequantized", "stored"] = Field(
         "dequantized",
         description="Add the update to the NF4 weights as the adapters saw them, or to the weights as stored.",
