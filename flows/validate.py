@@ -20,7 +20,7 @@ from flows.policy import cheap
 from flows.progress import voice
 from flows.publish import publish_validation
 from flows.wiring import Home, opened
-from registry.fingerprint import fingerprint
+from registry.fingerprint import digest_of_file, fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
 from tasks.data.admission import Admission
 from tasks.data.door import admit
