@@ -69,5 +69,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing Prefect, MLflow, PyTorch and the factory into .venv with $(PYTHON): about 2 GB, takes minutes, once"
 	@[ -x .venv/bin/python ] || "$(PYTHON)" -m venv .venv
 	@.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check \
-	  -c constraints.txt -e '.[train,postgres,inspect,dev]'
+	  -c constraints.txt -e '.[train,postgres,inspect,s3,signing,dev]'
 	@touch $@

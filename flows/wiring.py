@@ -12,6 +12,7 @@ from infra.settings import Settings, load_settings
 from registry.ledger import Ledger
 from registry.provenance import code_record
 from registry.records import CodeRecord
+from registry.remote_store import open_store
 from registry.store import Store
 from registry.tracking import Tracker
 
@@ -52,7 +53,7 @@ def signer_of(settings: Settings) -> Signer | None:
 
 @cache
 def _opened(settings: Settings) -> Home:
-    store = Store(settings.store)
+    store = open_store(settings.store, cache=settings.home / "cache")
     ledger = Ledger.open(settings.ledger_url, store=store, signer=signer_of(settings))
     code = code_record()
     ledger.remember_code(code)

@@ -163,7 +163,9 @@ def _refuse_taken_ports(programs: list[Program]) -> None:
 
 
 def _folders(settings: Settings) -> Iterator[Path]:
-    yield from (settings.home, settings.store, settings.prefect_home)
+    yield from (settings.home, settings.prefect_home)
+    if "://" not in settings.store:
+        yield Path(settings.store)
     if settings.mlflow_uri.startswith("sqlite:///"):
         yield Path(settings.mlflow_uri.removeprefix("sqlite:///")).parent
     if settings.mlflow_artifacts and settings.mlflow_artifacts.startswith("file://"):

@@ -43,8 +43,9 @@ class Settings(BaseSettings):
         default_factory=lambda known: f"sqlite:///{known['home']}/ledger.db",
         description="The ledger: `sqlite:///` or `postgresql://`. Default: `ledger.db` in home.",
     )
-    store: Path = Field(
-        default_factory=_under_home("store"), description="Content-addressed artifacts. Default: `store` in home."
+    store: str = Field(
+        default_factory=lambda known: str(known["home"] / "store"),
+        description="Content-addressed artifacts: a folder, `s3://bucket/path` or `gs://bucket/path`. Default: `store` in home.",
     )
     mlflow_uri: str = Field(
         default_factory=lambda known: f"sqlite:///{known['home']}/mlflow/mlflow.db",
@@ -86,7 +87,12 @@ class Settings(BaseSettings):
         True, description="Never download from a model hub; `false` lets a spec name a hub id and revision."
     )
 
-    @field_validator("home", "store", "prefect_home", "workdir", "signing_key", "signing_public_key")
+    @field_validator("store")
+    @classmethod
+    def _folder_or_url(cls, place: str) -> str:
+        return place if "://" in place else os.path.abspath(Path(place).expanduser())
+
+    @field_validator("home", "prefect_home", "workdir", "signing_key", "signing_public_key")
     @classmethod
     def _absolute(cls, folder: Path | None) -> Path | None:
         return None if folder is None else Path(os.path.abspath(folder.expanduser()))

@@ -180,7 +180,7 @@ def _bindings(ledger: Ledger, store: Store) -> Iterator[Problem]:
 def _artifacts(store: Store, digests: dict[str, str]) -> Iterator[Problem]:
     for digest, owner in digests.items():
         try:
-            store.path(digest)
+            store.check(digest)
         except IntegrityError as error:
             for problem in error.problems:
                 yield problem._replace(where=f"{owner} {problem.where}")

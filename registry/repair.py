@@ -38,7 +38,7 @@ def _objects(ledger: Ledger, store: Store, copies: Copies) -> Iterator[str]:
         needed = referenced(session)
     for digest in sorted({*needed, *store.digests()}):
         try:
-            store.path(digest)
+            store.check(digest)
         except IntegrityError:
             if digest not in needed:
                 with ledger.database.writing() as session:

@@ -21,6 +21,7 @@ from registry.manifest import MANIFEST
 from registry.store import Store
 
 SIGNED, SIGNATURE = f"signed/{MANIFEST}", "model.sig"
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
 RESTORE = "restore the store, or register the version again from files that you trust"
 
 
@@ -116,8 +117,8 @@ def _public_pem(path: Path | None, *, private: bool) -> bytes:
             if private
             else serialization.load_pem_public_key(data)
         )
-        if not isinstance(found, EllipticCurvePublicKey) or found.curve.key_size not in (256, 384, 521):
-            raise ValueError("it is no elliptic key of 256, 384 or 521 bits")
+        if not isinstance(found, EllipticCurvePublicKey) or found.curve.name not in CURVES:
+            raise ValueError(f"it is no elliptic key of {', '.join(CURVES)}")
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0][:120]
         remedy = "openssl ecparam -name prime256v1 -genkey -noout makes one, without a password"

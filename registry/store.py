@@ -34,6 +34,7 @@ from registry.fingerprint import (
 
 SETTLED_SECONDS = 2.0  # a file changed more recently than this could change again within the clock's grain
 
+MANIFEST = "manifest.json"
 HIDDEN = "removed-"  # how the names of objects that are to be erased begin, under tmp/
 
 Signature = tuple[tuple[str, int, int, int, int], ...]  # path, inode, size, mtime ns, ctime ns
@@ -58,8 +59,8 @@ class Store:
         source = Path(folder)
         entries = manifest_of(source)
         digest = digest_of_manifest(entries)
-        if self._is_whole(digest):
-            os.utime(self._place(digest))  # it is wanted again: no sweep may take it for old
+        if self.is_whole(digest):
+            os.utime(self.root / "sha256" / digest[:2] / digest)  # it is wanted again: no sweep may take it for old
             return digest
         needed_bytes = sum(entry.bytes for entry in entries)
         with full_disk_says_so(self.root, needed_bytes):
@@ -106,6 +107,14 @@ class Store:
             self._verified[digest] = before
         return files
 
+    def check(self, digest: str) -> None:
+        """Hash every byte that lies in the store.
+
+        Raises:
+            IntegrityError: as `path` does.
+        """
+        self.path(digest)
+
     def holds(self, digest: str) -> bool:
         """Whether the object is there, not whether it is whole."""
         return self._place(digest).is_dir()
@@ -144,16 +153,19 @@ class Store:
             failpoint("gc.before_erase")
             shutil.rmtree(path, ignore_errors=True)
 
-    def litter(self, now_seconds: float) -> Iterator[tuple[Path, float]]:
-        """What killed writers left and when, as (path, age in seconds)."""
+    def litter(self, now_seconds: float) -> Iterator[tuple[str, float]]:
+        """What killed writers left and how long ago, as (name, age in seconds)."""
         folder = self.root / "tmp"
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            yield path, now_seconds - path.stat().st_mtime
+            yield str(path), now_seconds - path.stat().st_mtime
+
+    def discard(self, name: str) -> None:
+        """Remove a piece of litter."""
+        shutil.rmtree(name, ignore_errors=True) if os.path.isdir(name) else Path(name).unlink(missing_ok=True)
 
     def manifest(self, digest: str) -> tuple[FileEntry, ...]:
         """The files of an object with sizes and hashes, after it was verified."""
-        self.path(digest)
-        return _manifest(self._place(digest))
+        return entries_of(self.path(digest).parent)
 
     def digests(self) -> Iterator[str]:
         """Every object in the store, sorted."""
@@ -171,7 +183,8 @@ class Store:
             raise IntegrityError.one("E-STORE-001", repr(digest), "is not a SHA-256 in hex", "give the 64 digits")
         return self.root / "sha256" / digest[:2] / digest
 
-    def _is_whole(self, digest: str) -> bool:
+    def is_whole(self, digest: str) -> bool:
+        """Whether it is there and every byte verifies."""
         try:
             self.path(digest)
         except IntegrityError:
@@ -189,12 +202,12 @@ class Store:
         place = self._place(digest)
         make_folders(place.parent)
         failpoint("store.before_rename")
-        if place.exists() and not self._is_whole(digest):
+        if place.exists() and not self.is_whole(digest):
             os.rename(place, self.root / "tmp" / f"damaged-{digest[:16]}-{uuid.uuid4().hex}")
         try:
             os.rename(staging, place)
         except OSError:
-            if not self._is_whole(digest):
+            if not self.is_whole(digest):
                 raise
         failpoint("store.after_rename")
         sync_folder(place.parent)
@@ -211,24 +224,26 @@ def _copy(source: Path, entries: tuple[FileEntry, ...], staging: Path) -> None:
             wrong = f"changed while it was stored: sha256 was {entry.sha256}, then {written.sha256}"
             raise IntegrityError.one("E-STORE-005", source / entry.path, wrong, "store it when nothing writes to it")
         os.chmod(target / entry.path, 0o444)
-    write_new(staging / "manifest.json", manifest_bytes(entries))
+    write_new(staging / MANIFEST, manifest_bytes(entries))
     for folder, _, _ in os.walk(staging):
         sync_folder(Path(folder))
 
 
-def _manifest(place: Path) -> tuple[FileEntry, ...]:
-    return tuple(FileEntry(**entry) for entry in json.loads((place / "manifest.json").read_bytes()))
+def entries_of(manifest: Path | bytes) -> tuple[FileEntry, ...]:
+    """The lines of a manifest: of an object's folder, or of the manifest's own bytes."""
+    data = manifest if isinstance(manifest, bytes) else (manifest / MANIFEST).read_bytes()
+    return tuple(FileEntry(**entry) for entry in json.loads(data))
 
 
 def _differences(place: Path, digest: str) -> Iterator[Problem]:
     """What is there against what the digest says: the manifest first, then every file of it, then what is too many."""
     remedy = "restore it from a backup, or make the version again"
-    manifest = place / "manifest.json"
+    manifest = place / MANIFEST
     found = digest_of_file(manifest) if manifest.is_file() else "nothing"
     if found != digest:
         yield Problem("E-STORE-002", str(manifest), f"expected sha256 {digest}, found {found}", remedy)
         return
-    entries = {entry.path: entry for entry in _manifest(place)}
+    entries = {entry.path: entry for entry in entries_of(place)}
     try:
         present = files_of(place / "files")
     except IntegrityError as error:

@@ -6,7 +6,6 @@ object that is stored again is young again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -51,8 +50,8 @@ def rubbish(
         if digest not in needed
     ]
     left = [
-        Rubbish("litter", str(path), _bytes_below(path), age)
-        for path, age in (*store.litter(now_seconds), *_contents(workshops, now_seconds))
+        Rubbish("litter", name, _bytes_below(Path(name)), age)
+        for name, age in (*store.litter(now_seconds), *_contents(workshops, now_seconds))
     ]
     return tuple(item for item in (*objects, *left) if item.age_seconds > older_seconds)
 
@@ -83,18 +82,18 @@ def sweep(
     store.erase_hidden()
     for item in found:
         if item.kind == "litter":
-            path = Path(item.name)
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            store.discard(item.name)
             taken.append(item)
     return tuple(taken)
 
 
-def _contents(folders: Sequence[Path], now_seconds: float) -> Iterator[tuple[Path, float]]:
+def _contents(folders: Sequence[Path], now_seconds: float) -> Iterator[tuple[str, float]]:
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            yield path, now_seconds - path.stat().st_mtime
+            yield str(path), now_seconds - path.stat().st_mtime
 
 
 def _bytes_below(path: Path) -> int:
+    """Of a folder or file here; 0 for what lies elsewhere."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file())

@@ -155,12 +155,16 @@ STEPS: dict[str, Callable[[Scene], object]] = {
     "mirror.before_delivered": tell,
     "delivery.before_note": tell,
 }
+ELSEWHERE = {f"remote.{step}": "test_remote_store.py" for step in ("before_file", "before_manifest", "after_manifest")}
+ELSEWHERE |= {"traffic.after_batch": "test_traffic.py"}
 KINDS = ("kill", "errno:5", "sleep:0.01")
 
 
 def test_every_failpoint_is_exercised_by_kill_error_and_delay():
     """The campaign below does all three at each step of this table."""
-    assert failpoints() == STEPS.keys()
+    assert failpoints() == STEPS.keys() | ELSEWHERE.keys()
+    for name, file in ELSEWHERE.items():
+        assert name in (Path(__file__).parent / file).read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
