@@ -79,7 +79,7 @@ def test_everything_that_an_install_brings_has_a_tested_version() -> None:
 
 def test_an_install_names_the_extras_that_exist() -> None:
     installs = re.findall(
-        r"-e '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text() + (ROOT / "constraints.txt").read_text()
+        r"-e '\.\[([a-z0-9,]+)\]'", (ROOT / "Makefile").read_text() + (ROOT / "constraints.txt").read_text()
     )
     assert installs
     assert {extra for found in installs for extra in found.split(",")} <= set(PROJECT["optional-dependencies"])

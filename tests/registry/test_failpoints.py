@@ -156,7 +156,7 @@ STEPS: dict[str, Callable[[Scene], object]] = {
     "delivery.before_note": tell,
 }
 ELSEWHERE = {f"remote.{step}": "test_remote_store.py" for step in ("before_file", "before_manifest", "after_manifest")}
-ELSEWHERE |= {"traffic.after_batch": "test_traffic.py"}
+ELSEWHERE |= {"traffic.after_batch": "../flows/test_traffic.py"}
 KINDS = ("kill", "errno:5", "sleep:0.01")
 
 
