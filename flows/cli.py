@@ -15,7 +15,7 @@ from typing import NoReturn
 import typer
 
 from flows.commands import making, reading, serving, remembering, machine  # isort: skip # in the order of the help
-from flows.commands.speaking import app, manner, print_table
+from flows.commands.speaking import app, manner, print_table, show_gates
 
 __all__ = ["app", "machine", "main", "making", "print_table", "reading", "remembering", "serving"]
 
@@ -54,6 +54,7 @@ def _ended(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    show_gates(error)
     code = complain(error)
     if manner.json:
         print(json.dumps({**as_json(error), **manner.told}, default=str))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 from prefect import flow
 
+from flows.blessings import asked_gates
+from flows.keep import sole
 from flows.learn import answers_when_loaded
 from flows.progress import voice
 from flows.publish import mirrored, publish_decision
 from flows.wiring import Home, opened
-from registry.records import EvaluationRecord, PromotionRecord, VersionRecord, base_ref
-from tasks.errors import SpecRefused
+from registry.records import EvaluationRecord, LeaseRecord, PromotionRecord, VersionRecord, base_ref
+from tasks.errors import GateRefused, SpecRefused
 from tasks.promotion import Decision, Gate, beats_base, judge, keeps_slice
 from tasks.specs import AdapterSpec
 
@@ -28,10 +31,12 @@ def promote(candidate: str) -> PromotionRecord:
     if version.kind != "adapter":
         remedy = "run `factory merge` again; `factory rollback` serves an earlier one"
         raise SpecRefused.one("E-SPEC-021", version.ref, "is a merged model, which is judged by its recipe", remedy)
-    decision = judged_from_ledger(home, version)
-    publish_decision(version.ref, decision)
-    decision.refuse_unless_passed()
-    promotion = moved(home, version, decision)
+    with promoting(home, version.name) as lease:
+        champion = home.ledger.champion(version.name)
+        decision = judged_from_ledger(home, version)
+        publish_decision(version.ref, decision)
+        refuse_unless_passed(decision)
+        promotion = moved(home, version, decision, champion, lease)
     mirrored(home)
     return promotion
 
@@ -50,25 +55,64 @@ def rollback(task: str) -> PromotionRecord:
     return promotion
 
 
+class Refused(GateRefused):
+    """A refusal that knows the gates, for whoever shows them with their figures."""
+
+    decision: Decision | None = None
+
+
+def refuse_unless_passed(decision: Decision) -> None:
+    """
+    Raises:
+        Refused: one problem per gate that failed, and all gates with their figures.
+    """
+    try:
+        decision.refuse_unless_passed()
+    except GateRefused as error:
+        refused = Refused(*error.problems)
+        refused.decision = decision
+        raise refused from None
+
+
+def promoting(home: Home, name: str) -> AbstractContextManager[LeaseRecord | None]:
+    """The turn to judge and move the champion of a name; whoever comes meanwhile waits and judges against what stands
+    then."""
+    return sole(home, f"promote:{name}", why=f"{name}: a candidate is being judged")
+
+
 def moved_to_champion(home: Home, version: VersionRecord, decision: Decision) -> bool:
     """Serve a version that passed its gates and is not served already; say why not otherwise."""
     if not decision.passed:
         voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
         return False
-    champion = home.ledger.champion(version.name)
-    if champion is None or champion.number != version.number:
-        moved(home, version, decision)
+    with promoting(home, version.name) as lease:
+        champion = home.ledger.champion(version.name)
+        if champion is not None and champion.number == version.number:
+            return True
+        decision = judged_from_ledger(home, version)  # against the champion that stands now
+        if not decision.passed:
+            voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
+            return False
+        moved(home, version, decision, champion, lease)
     return True
 
 
-def moved(home: Home, version: VersionRecord, decision: Decision) -> PromotionRecord:
+def moved(
+    home: Home,
+    version: VersionRecord,
+    decision: Decision,
+    champion: VersionRecord | None,
+    lease: LeaseRecord | None = None,
+) -> PromotionRecord:
     """The second blessing, then the move: the version answers from its stored files in a fresh process.
+
+    Args:
+        champion: the version that it was held against.
 
     Raises:
         ArtifactRefused: it does not load or does not answer.
-        Conflict: someone else moved the champion meanwhile.
+        Conflict: someone else moved the champion meanwhile, or took the lease.
     """
-    champion = home.ledger.champion(version.name)
     answers_when_loaded(home, version)
     promotion = home.ledger.promote(
         version.name,
@@ -77,6 +121,7 @@ def moved(home: Home, version: VersionRecord, decision: Decision) -> PromotionRe
         decision={"gates": [asdict(gate) for gate in decision.gates], "sentence": decision.sentence},
         actor="factory",
         reason=decision.sentence,
+        lease=lease,
     )
     voice.say(f"  {version.ref} is champion: {decision.sentence}, and it answers in a fresh process")
     return promotion
@@ -97,6 +142,7 @@ def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
                 found.append(keeps_slice(name, *on_same_rows(own[data], served[data]), gates))
             else:  # a champion's slice on which the candidate was never scored proves nothing
                 found.append(Gate(f"scored on {name}", 0.0, -1.0, 0.0, 0, passed=False))
+    found += asked_gates(home, version, spec)
     if not found:
         found.append(Gate("scored on test rows", 0.0, -1.0, 0.0, 0, passed=False))
     return judge(version.ref, found)

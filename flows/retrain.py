@@ -126,7 +126,7 @@ def retrain(
         voice.say(f"  on {name} (n={scores['candidate'][name].n}): {line}")
     promoted = promote and decision.passed
     if promoted:
-        moved(home, version, decision)
+        moved(home, version, decision, champion)
     else:
         voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
     outcome = RetrainOutcome(version, champion, scores, "fresh", decision, promoted)

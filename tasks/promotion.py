@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tasks.errors import GateRefused, Problem
 from tasks.evaluation.comparison import gain, interval
@@ -72,6 +73,39 @@ def gains_on_fresh(candidate: Sequence[float], champion: Sequence[float], gates:
     return _gate("gain on fresh rows", candidate, champion, gates.min_gain_on_fresh, gates)
 
 
+def calibrated(confidences: Sequence[float], outcomes: Sequence[float], gates: GateSpec) -> Gate:
+    """How sure the model says it is agrees with how often it is right.
+
+    Expected calibration error over ten bins of equal mass (Naeini et al. 2015), with the upper bound of a bootstrap
+    over rows at the gates' confidence; both with a minus, because a bound must exceed what is required.
+    """
+    import numpy as np
+
+    required = -float(gates.max_calibration_error or 0.0)
+    n = len(outcomes)
+    if n < gates.min_rows or len(confidences) != n:
+        return Gate("calibration", -1.0, -1.0, required, n, passed=False)
+    sure, right = np.asarray(confidences, dtype=float), np.asarray(outcomes, dtype=float)
+    draws = np.random.default_rng(0).integers(0, n, size=(500, n))
+    errors = [_calibration_error(sure[rows], right[rows]) for rows in draws]
+    bound = -float(np.quantile(errors, gates.confidence))
+    return Gate("calibration", -_calibration_error(sure, right), bound, required, n, bound >= required)
+
+
+def answers_in_time(seconds: Sequence[float], gates: GateSpec) -> Gate:
+    """95 % of single answers come in time: the bound is the order statistic that lies above the 95 % quantile of all
+    answers with the gates' confidence (binomial, without a distribution); with too few rows there is none."""
+    from scipy.stats import binom
+
+    required, n, ordered = -float(gates.max_answer_seconds or 0.0), len(seconds), sorted(seconds)
+    place = int(binom.ppf(gates.confidence, n, 0.95)) + 1 if n else 1
+    if n < gates.min_rows or place > n:
+        return Gate("seconds of an answer", -(ordered[-1] if n else 0.0), -float("1e9"), required, n, passed=False)
+    measured = ordered[min(n - 1, int(0.95 * n))]
+    bound = -float(ordered[place - 1])
+    return Gate("seconds of an answer", -measured, bound, required, n, bound >= required)
+
+
 def retention(merged: Sequence[float], expert: Sequence[float], base: Sequence[float]) -> float:
     """Share of the expert's gain over the base that the merged model keeps; 1 where the expert gained nothing.
 
@@ -102,6 +136,15 @@ def keeps_share(
 def judge(candidate: str, gates: Mapping[str, Gate] | Sequence[Gate]) -> Decision:
     """The decision over gates."""
     return Decision(candidate, tuple(gates.values() if isinstance(gates, Mapping) else gates))
+
+
+def _calibration_error(sure: Any, right: Any) -> float:
+    """Mean over ten bins of equal mass of |mean confidence - share of right answers|; arrays of one length."""
+    import numpy as np
+
+    order = np.argsort(sure, kind="stable")
+    gaps = [(abs(sure[rows].mean() - right[rows].mean()), len(rows)) for rows in np.array_split(order, 10) if len(rows)]
+    return float(sum(gap * size for gap, size in gaps) / len(sure))
 
 
 def _gate(name: str, new: Sequence[float], old: Sequence[float], required: float, gates: GateSpec) -> Gate:

@@ -305,6 +305,12 @@ class GateSpec(Spec):
     min_gain_on_fresh: float = Field(
         0.0, ge=-1, le=1, description="retrain: lower bound of the gain on fresh rows must exceed this."
     )
+    max_calibration_error: Share | None = Field(
+        None, description="Upper bound of |confidence - share of right answers| over ten bins may not exceed this."
+    )
+    max_answer_seconds: float | None = Field(
+        None, gt=0, description="Upper bound of the time in which 95 % of single answers come may not exceed this."
+    )
     min_rows: int = Field(50, ge=1, description="Refuse to judge on fewer rows.")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of each one-sided bound.")
 

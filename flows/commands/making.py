@@ -108,6 +108,7 @@ def train(
     """
     check_adapter_specs(spec)
     ready()
+    from flows.promote import refuse_unless_passed
     from flows.train import train as flow
 
     done = flow(spec, promote)
@@ -117,7 +118,7 @@ def train(
         f"{done.version.ref}: {state}; {done.scores.metric} {done.scores.score:.3f}, base {done.base_scores.score:.3f}",
     )
     if promote:
-        done.decision.refuse_unless_passed()
+        refuse_unless_passed(done.decision)
 
 
 @app.command()

@@ -61,13 +61,14 @@ def retrain(
     Example: `factory retrain triage --traffic next-quarter.jsonl`
     """
     ready()
+    from flows.promote import refuse_unless_passed
     from flows.retrain import retrain as flow
 
     done = flow(task, str(Path(traffic).resolve()) if traffic else None, None, replay_share, start, promote)
     state = "champion" if done.promoted else "kept, not promoted"
     tell(done, f"{done.version.ref}: {state}; {done.decision.sentence}")
     if promote:
-        done.decision.refuse_unless_passed()
+        refuse_unless_passed(done.decision)
 
 
 @app.command()

@@ -72,6 +72,19 @@ def print_table(table: Any) -> None:
     console.print(as_rich(table))
 
 
+def show_gates(error: BaseException) -> None:
+    """The gates of a refusal with their figures, where it knows them."""
+    decision = getattr(error, "decision", None)
+    if decision is None:
+        return
+    if manner.json:
+        manner.told = manner.told or {"result": plain(decision)}
+        return
+    from flows.publish import gates_table
+
+    print_table(gates_table(decision))
+
+
 def plain(value: Any) -> Any:
     """Dataclasses as dicts; per-row outcomes, which fill screens, are left to the ledger."""
     if is_dataclass(value) and not isinstance(value, type):
