@@ -23,6 +23,7 @@ from flows.wiring import Home, opened
 from registry.fingerprint import digest_of_file, fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
 from tasks.data.admission import Admission
+from tasks.data.chat_templates import ending_check, template_tokens
 from tasks.data.door import admit
 from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.data.guess import is_data, spec_of_file
@@ -118,6 +119,7 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, b
         forbidden={example.key: name for example, name in judged},
         judged={example.input: name for example, name in judged},
         traffic=traffic,
+        known=[ending_check(base_folder(spec.base))] if based and spec.kind == "generation" else [],
         on_progress=Pace(),
     )
     staging = Path(tempfile.mkdtemp(dir=home.scratch()))
@@ -271,10 +273,16 @@ def base_folder(spec: BaseSpec) -> Path:
 
 
 def token_counter(spec: BaseSpec) -> Callable[[Sequence[str]], list[int]]:
-    """A function from texts to their lengths in tokens of this base, without loading its weights."""
+    """A function from texts to their lengths in tokens of this base, without loading its weights.
+
+    A chat template's own tokens are counted with every text.
+    """
     from tasks.training.folder import count_tokens
 
-    return count_tokens(base_folder(spec))
+    folder = base_folder(spec)
+    count = count_tokens(folder)
+    around = template_tokens(folder, count)
+    return (lambda texts: [tokens + around for tokens in count(texts)]) if around else count
 
 
 def source_name(source: str) -> str:

@@ -41,6 +41,7 @@ def admit(
     forbidden: Mapping[str, str] = NOTHING,
     judged: Mapping[str, str] = NOTHING,
     traffic: Mapping[str, str] = NOTHING,
+    known: Sequence[Check] = (),
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Admission:
     """The rows of the spec's source that may be learned from, by side; the others with a reason each.
@@ -48,7 +49,8 @@ def admit(
     `count_tokens` gives the length of each text in tokens of the base; without it, only characters are bounded.
     `forbidden` maps keys of frozen test rows to their slice: such a row lies on the test side or stays out. `judged`
     maps their inputs to their slice, for what is nearly the same; `traffic` maps keys of requests that the task will
-    be judged on to their file. `on_progress` hears the stage, and how many of how many rows are done.
+    be judged on to their file. `known` are checks of what is not data, such as the base. `on_progress` hears the
+    stage, and how many of how many rows are done.
     One input has one answer where the metric compares answers (exact_match, accuracy); under token_accuracy, where an
     answer is one of many good ones, it may have several.
 
@@ -112,6 +114,7 @@ def admit(
         quarantined=sieve.quarantined(),
         deduplicated=len(kept.repeated) + len(out),
         checks=(
+            *known,
             *sieve.checks,
             *classes_are_taught(spec, per_class),
             *warnings_of(spec, rows, left, shapes["script"], traffic),
