@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from flows.keep import bound
+from flows.keep import base_files, bound
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import figures_of
 from flows.resuming import Workplace
 from flows.validate import Dataset, base_folder, remembered_dataset, token_counter
 from flows.wiring import Home, flow_run_id
-from registry.fingerprint import version_key
+from registry.fingerprint import fingerprint, version_key
 from registry.records import BaseRecord, EvaluationRecord, LeaseRecord, VersionDraft, VersionRecord
 from tasks.data.examples import Example
 from tasks.errors import ArtifactRefused, GateRefused, Problem, SpecRefused
@@ -30,6 +30,7 @@ from tasks.training.diagnosis import Finding, diagnose
 from tasks.training.recipe import facts_of, with_choices
 
 CARD = "factory.json"
+LEARNED_OR_JUDGED = ("dataset", "replay", "window", "judged")  # roles of data sets, the last one of imported adapters
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,8 @@ def trained(
 def card_of(spec: AdapterSpec) -> dict[str, Any]:
     """What a server needs beside the weights: how to ask, what the classes are, what the base was quantised to."""
     tree = portable(spec)
-    return {key: tree[key] for key in ("task", "kind", "base", "data", "method", "seed")}
+    card = {key: tree[key] for key in ("task", "kind", "base", "data", "method", "seed")}
+    return {**card, "base_sha256": fingerprint(base_files(base_folder(spec.base)))}
 
 
 @on_gpu
@@ -370,7 +372,7 @@ def _device_memory(spec: AdapterSpec) -> tuple[bool, int]:
 
 def datasets_of(version: VersionRecord) -> list[str]:
     """Digests of the snapshots that a version learned from and was judged on."""
-    return [ref.removeprefix("dataset:") for role, ref in version.parents if role in ("dataset", "replay", "window")]
+    return [ref.removeprefix("dataset:") for role, ref in version.parents if role in LEARNED_OR_JUDGED]
 
 
 def earlier_slices(home: Home, spec: AdapterSpec, data: Dataset) -> list[Slice]:

@@ -30,7 +30,7 @@ from registry.tables import (
     VersionRow,
     WithdrawalRow,
 )
-from registry.withdrawals import COMPARED_ONLY
+from registry.withdrawals import NOT_CONTAINED
 
 RESTORE = "restore the ledger from a backup"
 
@@ -151,7 +151,9 @@ def _withdrawals(session: Session) -> Iterator[Problem]:
     """Parents have lower ids than children, so one pass in that order sees them first."""
     marked = set(session.scalars(select(WithdrawalRow.version_id)))
     inner = select(EdgeRow.child_id, EdgeRow.parent_id).where(EdgeRow.parent_id.is_not(None))
-    for child_id, parent_id in session.execute(inner.where(EdgeRow.role != COMPARED_ONLY).order_by(EdgeRow.child_id)):
+    for child_id, parent_id in session.execute(
+        inner.where(EdgeRow.role.not_in(NOT_CONTAINED)).order_by(EdgeRow.child_id)
+    ):
         if parent_id in marked and child_id not in marked:
             marked.add(child_id)
             row = session.get(VersionRow, child_id)

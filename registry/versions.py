@@ -17,7 +17,7 @@ from registry.fingerprint import canonical, fingerprint
 from registry.names import CONTENT, find_content, find_version, name_problem
 from registry.records import Kind, Parent, VersionDraft, VersionRecord
 from registry.tables import EdgeRow, NameRow, OutboxRow, SpecRow, VersionRow
-from registry.withdrawals import COMPARED_ONLY, refuse_withdrawn
+from registry.withdrawals import NOT_CONTAINED, refuse_withdrawn
 
 DRAWN_BY_LEDGER = ("base", "code")
 
@@ -81,7 +81,7 @@ def insert(session: Session, draft: VersionDraft, manifest: str, at: datetime) -
             raise Conflict.one("E-LEDGER-021", draft.name, wrong, "use that version; one identity has one name")
         return standing, False
     targets = _targets(session, draft)
-    contained = [t["parent_id"] for role, t in targets if "parent_id" in t and role != COMPARED_ONLY]
+    contained = [t["parent_id"] for role, t in targets if "parent_id" in t and role not in NOT_CONTAINED]
     refuse_withdrawn(session, contained)
     spec = fingerprint(draft.spec)
     insert_once(session, SpecRow, digest=spec, body=dict(draft.spec))

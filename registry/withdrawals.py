@@ -1,6 +1,6 @@
 """Versions that may not be used any more, and everything that contains them.
 
-A version contains what it was made from, along every edge but `previous`: that one only says which champion it was held
+A version contains what it was made from, along every edge but `previous` and `judged`: they only say what it was held
 against.
 """
 
@@ -18,7 +18,7 @@ from registry.names import CONTENT, find_content, find_version
 from registry.records import WithdrawalRecord
 from registry.tables import EdgeRow, OutboxRow, VersionRow, WithdrawalRow
 
-COMPARED_ONLY = "previous"
+NOT_CONTAINED = ("previous", "judged")
 
 
 def containing(session: Session, ref: str) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ def refuse_withdrawn(session: Session, ids: Sequence[int]) -> None:
 
 
 def _made_with(session: Session, first_step: ColumnElement[bool]) -> tuple[int, ...]:
-    carries = EdgeRow.role != COMPARED_ONLY
+    carries = EdgeRow.role.not_in(NOT_CONTAINED)
     found = select(EdgeRow.child_id.label("id")).where(first_step, carries).cte("found", recursive=True)
     further: Any = select(EdgeRow.child_id).join(found, EdgeRow.parent_id == found.c.id).where(carries)
     return tuple(sorted(session.scalars(select(found.union(further).c.id))))

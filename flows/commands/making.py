@@ -121,6 +121,26 @@ def train(
         refuse_unless_passed(done.decision)
 
 
+@app.command("import")
+def import_folder(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="PEFT folder that was made elsewhere.")],
+    spec: Annotated[str, typer.Option(help="Adapter spec of its task: base, data to judge on, gates.")],
+) -> None:
+    """Take in an adapter that was made elsewhere, through the strict door; `factory promote` then judges it.
+
+    Example: `factory import downloads/triage-lora --spec examples/quickstart/triage.yaml`
+    """
+    check_adapter_specs(spec)
+    ready()
+    from flows.imports import import_adapter
+
+    done = import_adapter(str(Path(folder).absolute()), spec)
+    tell(
+        done,
+        f"{done.version.ref}: registered; {done.scores.metric} {done.scores.score:.3f}, base {done.base_scores.score:.3f}",
+    )
+
+
 @app.command()
 def fleet(
     specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="Adapter specs.")],
