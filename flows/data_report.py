@@ -8,6 +8,7 @@ from flows.report import Figure, Section, Share, Table
 
 if TYPE_CHECKING:
     from flows.validate import Dataset
+    from tasks.data.admission import Check
     from tasks.data.snapshot import Snapshot
 
 SHOWN_ROWS = 50
@@ -23,11 +24,11 @@ def data_section(data: Dataset, redact: bool = False) -> Section:
         f"{record.rows_in:,} rows of {record.source} = {sum(record.counts.values()):,} accepted"
         f" + {record.quarantined:,} quarantined + {record.deduplicated:,} deduplicated.",
         f"Snapshot {record.digest[:12]} of the bytes with SHA-256 {record.source_digest[:12]}.",
-        *_done(snapshot),
+        *_done(data),
     )
     total = sum(record.counts.values())
     sides = tuple((side, rows, Share(rows / total) if total else None) for side, rows in record.counts.items())
-    sections = [_shape(snapshot), _checks(snapshot, redact), _quarantine(snapshot, redact), _pairs(snapshot, redact)]
+    sections = [_shape(data), _checks(data, redact), _quarantine(snapshot, redact), _pairs(snapshot, redact)]
     return Section(
         f"Data of {record.task}",
         sentences,
@@ -36,26 +37,32 @@ def data_section(data: Dataset, redact: bool = False) -> Section:
     )
 
 
-def _done(snapshot: Snapshot) -> list[str]:
+def _done(data: Dataset) -> list[str]:
     """What was done to rows beside taking them or leaving them."""
-    done = []
+    done, snapshot = [], data.snapshot
     if snapshot.filtered:
         done.append(f"{snapshot.filtered:,} rows did not meet data.where and were not counted.")
     if snapshot.truncated:
         done.append(f"{snapshot.truncated:,} inputs were cut at their end to fit data.max_tokens, as the spec asks.")
-    warned = [check for check in snapshot.checks if check.severity == "warning" and not check.passed]
+    warned = [check for check in _all_checks(data) if check.severity == "warning" and not check.passed]
     if warned:
         done.append(f"{len(warned)} warnings: {', '.join(check.name.replace('_', ' ') for check in warned)}.")
     return done
 
 
-def _shape(snapshot: Snapshot) -> Section:
-    """Lengths, classes, scripts."""
+def _all_checks(data: Dataset) -> list[Check]:
+    return [*data.snapshot.checks, *data.around.notices]
+
+
+def _shape(data: Dataset) -> Section:
+    """Lengths, classes, scripts, languages."""
     from tasks.figures.bars import bars
 
+    snapshot = data.snapshot
+    shapes = dict(snapshot.histograms) | ({"language, sampled": data.around.languages} if data.around.languages else {})
     figures = [
         Figure(bars(counts, title=f"Accepted rows by {name}"), f"Accepted rows by {name}.")
-        for name, counts in snapshot.histograms.items()
+        for name, counts in shapes.items()
         if len(counts) > 1
     ]
     taught = snapshot.label_counts.get("train", {})
@@ -71,7 +78,7 @@ def _shape(snapshot: Snapshot) -> Section:
     return Section("Shape", tables=(table,), figures=tuple(figures))
 
 
-def _checks(snapshot: Snapshot, redact: bool) -> Section:
+def _checks(data: Dataset, redact: bool) -> Section:
     rows = tuple(
         (
             c.name,
@@ -83,7 +90,7 @@ def _checks(snapshot: Snapshot, redact: bool) -> Section:
             HIDDEN if redact and c.samples else "; ".join(c.samples)[:SHOWN_CHARACTERS],
             c.detail[:SHOWN_CHARACTERS],
         )
-        for c in sorted(snapshot.checks, key=lambda c: c.passed)
+        for c in sorted(_all_checks(data), key=lambda c: c.passed)
     )
     columns = ("check", "column", "severity", "passed", "evaluated", "unexpected", "such as", "asked and found")
     return Section("Checks", tables=(Table("Checks", columns, rows),))

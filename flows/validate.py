@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ from flows.publish import publish_validation
 from flows.wiring import Home, opened
 from registry.fingerprint import digest_of_file, fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
-from tasks.data.admission import Admission
+from tasks.data.admission import Admission, Around, Check
 from tasks.data.chat_templates import ending_check, template_tokens
 from tasks.data.door import admit
 from tasks.data.examples import Example, example_of, input_columns, target_columns
@@ -45,6 +45,7 @@ class Dataset:
     record: DatasetRecord
     snapshot: Snapshot
     admission: Admission | None = None
+    around: Around = field(default_factory=Around)
 
     @property
     def digest(self) -> str:
@@ -140,9 +141,9 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, b
         purpose=purpose,
     )
     record = home.ledger.remember_dataset(record)
-    data = Dataset(record, read_snapshot(home.store.path(digest)), admission)
+    data = Dataset(record, read_snapshot(home.store.path(digest)), admission, admission.around)
     if asked:
-        note_answer(home, asked, digest, others)
+        note_answer(home, asked, digest, others, admission.around)
     told(data)
     return data
 
@@ -155,7 +156,7 @@ def told(data: Dataset) -> None:
         f"  data {record.source}: {record.rows_in} rows in = {counts} + {record.quarantined} quarantined"
         f" + {record.deduplicated} deduplicated"
     )
-    for line in [*kept_out(snapshot), *warned_of(snapshot)]:
+    for line in [*kept_out(snapshot), *warned_of([*snapshot.checks, *data.around.notices])]:
         voice.say(f"    {line}")
 
 
@@ -201,18 +202,20 @@ def answered(home: Home, task: str, asked: str) -> Dataset | None:
         note = json.loads((home.settings.home / "validated" / f"{asked}.json").read_text("utf-8"))
         digest, others = str(note["dataset"]), {*note["others"]}
         if {record.digest for record in home.ledger.datasets(task)} - {digest} <= others:
-            return remembered_dataset(home, digest)
+            notices = tuple(Check(**{**check, "samples": tuple(check["samples"])}) for check in note["notices"])
+            return replace(remembered_dataset(home, digest), around=Around(notices, dict(note["languages"])))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # a note that is gone or torn only costs another look at the data
     return None
 
 
-def note_answer(home: Home, asked: str, digest: str, others: Sequence[str]) -> None:
+def note_answer(home: Home, asked: str, digest: str, others: Sequence[str], around: Around) -> None:
     """Remember which snapshot answered, so that the same question is not worked through again."""
     path = home.settings.home / "validated" / f"{asked}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps({"dataset": digest, "others": sorted(others)}) + "\n", "utf-8")
+    note = {"dataset": digest, "others": sorted(others), **asdict(around)}
+    staging.write_text(json.dumps(note, ensure_ascii=False, default=str) + "\n", "utf-8")
     staging.replace(path)
 
 
@@ -228,10 +231,10 @@ def kept_out(snapshot: Snapshot) -> list[str]:
     return lines
 
 
-def warned_of(snapshot: Snapshot) -> list[str]:
+def warned_of(checks: Sequence[Check]) -> list[str]:
     """Warnings, each with its count and its first sample."""
     lines = []
-    for check in snapshot.checks:
+    for check in checks:
         if check.severity == "warning" and not check.passed:
             sample = f", such as {check.samples[0][:160]}" if check.samples else ""
             name = check.name.replace("_", " ")

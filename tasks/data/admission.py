@@ -87,6 +87,7 @@ class NearPair(NamedTuple):
     """Two inputs that are nearly the same: the row in question, what it nearly repeats, and how near they are."""
 
     kind: Literal["leak", "repeat"]
+    at: int
     file: str
     row: int
     side: str
@@ -95,6 +96,17 @@ class NearPair(NamedTuple):
     other_input: str
     similarity: float
     same_target: bool
+
+
+@dataclass(frozen=True)
+class Around:
+    """What depends on more than the rows: on the base, on what judged before, on traffic, on what is installed here.
+
+    It is told and shown, and is no part of a snapshot, whose bytes follow from rows and spec alone.
+    """
+
+    notices: tuple[Check, ...] = ()
+    languages: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,7 @@ class Admission:
     lengths: Mapping[Side, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     histograms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     near: tuple[NearPair, ...] = ()
+    around: Around = Around()
 
     @property
     def accepted(self) -> int:

@@ -9,7 +9,7 @@ from tasks.data.admission import Check, shown
 from tasks.data.examples import input_columns, label_column, text_columns
 from tasks.data.leakage import Placed
 from tasks.data.reading import Rows
-from tasks.data.scripts import languages, script_of
+from tasks.data.scripts import script_of
 from tasks.data.sensitive import sensitive
 from tasks.specs import SIDES, AdapterSpec, Side
 
@@ -74,20 +74,15 @@ def classes_are_taught(spec: AdapterSpec, per_class: Mapping[Side, Mapping[str, 
     ]
 
 
-def warnings_of(
-    spec: AdapterSpec, rows: Rows, kept: Sequence[Placed], written: Mapping[str, int], traffic: Mapping[str, str]
-) -> list[Check]:
-    """What does not refuse a row and should be known: columns that nothing reads, a rare script, secrets, traffic."""
+def warnings_of(spec: AdapterSpec, rows: Rows, kept: Sequence[Placed], written: Mapping[str, int]) -> list[Check]:
+    """What does not refuse a row and should be known: columns that nothing reads, a rare script."""
     asked, data = ", ".join(input_columns(spec)), spec.data
     used = {*text_columns(spec), *data.where, data.split.column, data.split.group, data.split.time}
     layout = {"messages": ("messages",), "instruction": ("instruction", "input", "output"), "columns": ()}[data.layout]
     idle = [shown(name) for name in rows.columns if name not in used and name not in layout]
     scripts = Counter({name: count for name, count in written.items() if name != NO_LETTERS})
     rare = [(name, count) for name, count in scripts.most_common()[1:] if count < RARE * scripts.total()]
-    hidden = sensitive([f"{row.example.input}\n{row.example.target}" for row in kept])
-    learned = [row for row in kept if row.side != "test"]
-    met = [row for row in learned if row.example.key in traffic]
-    checks = [
+    return [
         _warning("every_column_is_read", "", len(rows.columns), idle, "columns that no template and no split reads"),
         _warning(
             "inputs_share_a_script",
@@ -97,6 +92,15 @@ def warnings_of(
             ", ".join(f"{count:,} {name}" for name, count in scripts.most_common()),
             unexpected=sum(count for _, count in rare),
         ),
+    ]
+
+
+def notices_of(spec: AdapterSpec, kept: Sequence[Placed], traffic: Mapping[str, str]) -> list[Check]:
+    """What depends on more than the rows: secrets, as far as this machine can tell, and traffic that is learned."""
+    hidden = sensitive([f"{row.example.input}\n{row.example.target}" for row in kept])
+    learned = [row for row in kept if row.side != "test"]
+    met = [row for row in learned if row.example.key in traffic]
+    checks = [
         _warning(
             "no_secret_or_personal_data",
             "",
@@ -107,6 +111,7 @@ def warnings_of(
     ]
     if traffic:
         told = [f"row {row.example.row} is in {traffic[row.example.key]}" for row in met]
+        asked = ", ".join(input_columns(spec))
         checks.append(_warning("traffic_is_not_learned_from", asked, len(learned), told))
     return checks
 
@@ -124,8 +129,6 @@ def histograms(kept: Sequence[Placed], tokens: Mapping[int, int]) -> dict[str, d
     measured = [tokens[row.at] for row in kept] if tokens else list(map(len, texts))
     found = {"tokens" if tokens else "characters": _bins(measured)}
     found["script"] = dict(Counter(script_of(text) or NO_LETTERS for text in texts).most_common())
-    if spoken := languages(texts):
-        found["language (sampled)"] = spoken
     return found
 
 

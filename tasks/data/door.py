@@ -7,13 +7,14 @@ from functools import partial
 from types import MappingProxyType
 
 from tasks.data import guards
-from tasks.data.admission import Admission, Check, Fallen, Quarantined, shown
+from tasks.data.admission import Admission, Around, Check, Fallen, Quarantined, shown
 from tasks.data.counts import (
     SAMPLES,
     classes,
     classes_are_taught,
     histograms,
     lengths,
+    notices_of,
     rows_per_class,
     warnings_of,
 )
@@ -27,6 +28,7 @@ from tasks.data.likeness import likeness
 from tasks.data.placing import placed_rows, sided
 from tasks.data.reading import Rows, read_rows
 from tasks.data.refusals import refuse_empty, refuse_miscount, refuse_open_set, refuse_untrusted
+from tasks.data.scripts import languages
 from tasks.data.validation import Verdict, conditions_of, longest_text, reason_of, suite_for, verdicts
 from tasks.specs import SIDES, AdapterSpec
 
@@ -101,6 +103,10 @@ def admit(
 
     on_progress("counting", 0, len(left))
     per_class, shapes = rows_per_class(spec, rows, left), histograms(left, tokens)
+    around = Around(
+        notices=(*known, *([alike.notice] if alike.notice else []), *notices_of(spec, left, traffic)),
+        languages=languages([row.example.input for row in left]),
+    )
     admission = Admission(
         task=spec.task,
         kind=spec.kind,
@@ -114,10 +120,9 @@ def admit(
         quarantined=sieve.quarantined(),
         deduplicated=len(kept.repeated) + len(out),
         checks=(
-            *known,
             *sieve.checks,
             *classes_are_taught(spec, per_class),
-            *warnings_of(spec, rows, left, shapes["script"], traffic),
+            *warnings_of(spec, rows, left, shapes["script"]),
         ),
         suite=suite.to_json_dict(),
         truncated=truncated,
@@ -126,6 +131,7 @@ def admit(
         lengths=lengths(left, tokens),
         histograms=shapes,
         near=alike.pairs,
+        around=around,
     )
     refuse_miscount(admission)
     refuse_untrusted(spec, rows, said, admission)

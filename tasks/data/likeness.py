@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tasks.data.admission import Check, Fallen, NearPair, shown
 from tasks.data.leakage import Placed
-from tasks.data.near import Twin, twins
+from tasks.data.near import Twin, sketches, twins
 from tasks.specs import NearSpec, Side
 
 SAMPLES = 3
 PAIRS_KEPT = 200
-_RANK: Mapping[Side, int] = {"test": 1, "validation": 2, "train": 3}  # rank 0 is what judged before
+_RANK: Mapping[Side, int] = {"test": 0, "validation": 1, "train": 2}
 
 
 class Likeness(NamedTuple):
-    """Rows that leak, with their reasons; rows that repeat another of their side; both as pairs and as checks."""
+    """Rows that leak, with their reasons; rows that repeat another of their side; pairs and checks of the set itself.
+
+    `notice` is the check against earlier test slices, which are not part of the set; None where there are none.
+    """
 
     leaking: list[Fallen]
     repeating: list[Placed]
     pairs: tuple[NearPair, ...]
     checks: tuple[Check, Check]
+    notice: Check | None
 
 
 def likeness(
@@ -37,45 +41,64 @@ def likeness(
     `judged` maps earlier test inputs to their slice.
     """
     rows = list({row.example.key: row for row in reversed(rows)}.values())[::-1]  # an input with many answers, once
-    own = {row.example.input for row in rows if row.side == "test"}
-    before = [text for text in judged if text not in own]
-    first = len(before)
-    texts = [*before, *(row.example.input for row in rows)]
-    ranks = [0] * first + [_RANK[row.side] for row in rows]
-    found = twins(texts, ranks, near.similarity, on_progress)
-
-    def pair(at: int, kind: str, twin: Twin) -> NearPair:
-        row, other = rows[at - first], rows[twin.other - first] if twin.other >= first else None
-        return NearPair(
-            kind=kind,  # type: ignore[arg-type]
-            file=row.example.file,
-            row=row.example.row,
-            side=row.side,
-            input=row.example.input,
-            other=_named(other) if other else judged[texts[twin.other]],
-            other_input=texts[twin.other],
-            similarity=round(twin.similarity, 4),
-            same_target=other is not None and other.example.target == row.example.target,
-        )
-
-    learned = {at: twin for at, twin in sorted(found.leaks.items()) if at >= first and rows[at - first].side != "test"}
-    leaks = {at: pair(at, "leak", twin) for at, twin in learned.items()}
-    repeats = {at: pair(at, "repeat", twin) for at, twin in sorted(found.repeats.items()) if at >= first}
-    asked = sum(row.side != "test" for row in rows)
+    texts = [row.example.input for row in rows]
+    sketch = sketches(texts, on_progress)
+    found = twins(texts, [_RANK[row.side] for row in rows], near.similarity, sketch)
+    leaks = {at: _pair("leak", rows[at], rows[twin.other], twin) for at, twin in sorted(found.leaks.items())}
+    repeats = {at: _pair("repeat", rows[at], rows[twin.other], twin) for at, twin in sorted(found.repeats.items())}
+    learned = [at for at, row in enumerate(rows) if row.side != "test"]
+    earlier = _earlier([rows[at] for at in learned], judged, near.similarity, sketch[learned])
+    notice = None
+    if judged:
+        notice = _check("no_near_frozen_row", earlier, len(learned), near, critical=near.leaks != "warn")
+    reasons = {pair.at: _reason(pair) for pair in (*earlier, *leaks.values())}
     return Likeness(
-        leaking=[Fallen(rows[at - first].at, "no_near_leak", field, _reason(leak)) for at, leak in leaks.items()],
-        repeating=[rows[at - first] for at in repeats if at not in leaks or near.leaks == "warn"],
+        leaking=[Fallen(at, "no_near_leak", field, reason) for at, reason in sorted(reasons.items())],
+        repeating=[rows[at] for at in repeats if near.leaks == "warn" or rows[at].at not in reasons],
         pairs=(*list(leaks.values())[:PAIRS_KEPT], *list(repeats.values())[:PAIRS_KEPT]),
         checks=(
-            _check("no_near_leak", list(leaks.values()), asked, near, critical=near.leaks != "warn"),
+            _check("no_near_leak", list(leaks.values()), len(learned), near, critical=near.leaks != "warn"),
             _check("no_near_repeat", list(repeats.values()), len(rows), near, critical=False),
         ),
+        notice=notice,
+    )
+
+
+def _earlier(rows: Sequence[Placed], judged: Mapping[str, str], at_least: float, sketch: Any) -> list[NearPair]:
+    """Rows that are nearly an earlier test row, each with it."""
+    import numpy as np
+
+    if not judged or not rows:
+        return []
+    before, texts = list(judged), [row.example.input for row in rows]
+    both = np.concatenate([sketches(before), sketch])
+    found = twins([*before, *texts], [0] * len(before) + [1] * len(rows), at_least, both).leaks
+    return [
+        _pair("leak", rows[at - len(before)], None, twin, judged[before[twin.other]], before[twin.other])
+        for at, twin in sorted(found.items())
+    ]
+
+
+def _pair(
+    kind: Literal["leak", "repeat"], row: Placed, other: Placed | None, twin: Twin, name: str = "", text: str = ""
+) -> NearPair:
+    return NearPair(
+        kind=kind,
+        at=row.at,
+        file=row.example.file,
+        row=row.example.row,
+        side=row.side,
+        input=row.example.input,
+        other=_named(other) if other else name,
+        other_input=other.example.input if other else text,
+        similarity=round(twin.similarity, 4),
+        same_target=other is not None and other.example.target == row.example.target,
     )
 
 
 def _check(name: str, pairs: Sequence[NearPair], evaluated: int, near: NearSpec, *, critical: bool) -> Check:
     samples = tuple(f"row {p.row} ({p.side}): {_reason(p)}: {shown(p.input)}" for p in pairs[:SAMPLES])
-    other = sum(not pair.same_target for pair in pairs)
+    other = sum(not pair.same_target for pair in pairs) if name != "no_near_frozen_row" else 0
     detail = f"similarity {near.similarity} or more" + (f", {other:,} of them with another answer" if other else "")
     return Check(name, "", "critical" if critical else "warning", not pairs, evaluated, len(pairs), samples, detail)
 

@@ -66,14 +66,10 @@ def similarity(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def twins(
-    texts: Sequence[str],
-    ranks: Sequence[int],
-    at_least: float,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Twins:
+def twins(texts: Sequence[str], ranks: Sequence[int], at_least: float, sketch: Sketches | None = None) -> Twins:
     """Rows that nearly repeat another. Rank 0 judges before rank 1, and so on; a row leaks into what judges before it.
 
+    `sketch` is that of the texts, if it is known.
     In a bucket of the index each row is held against the first and the last row of the ranks before it and against the
     row before it in its own, not against all, so the cost stays linear where thousands of rows follow one pattern.
     """
@@ -81,7 +77,7 @@ def twins(
 
     order = np.lexsort((np.arange(len(texts)), np.asarray(ranks)))
     rank = np.asarray(ranks)[order]
-    sketch = _sketches([texts[at] for at in order], on_progress)
+    sketch = (sketches(texts) if sketch is None else sketch)[order]
     leaks: dict[int, Twin] = {}
     repeats: dict[int, Twin] = {}
     for found, pairs in ((leaks, _below), (repeats, _beside)):
@@ -102,7 +98,7 @@ def twins(
     return Twins(*named)
 
 
-def _sketches(texts: Sequence[str], on_progress: Callable[[int, int], None]) -> Sketches:
+def sketches(texts: Sequence[str], on_progress: Callable[[int, int], None] = lambda done, total: None) -> Sketches:
     """(rows, 120): the low halves of the minima; two of them agree by chance once in 65,536."""
     import numpy as np
     from rensa import RMinHash

@@ -84,7 +84,7 @@ def _problems_of_counts(spec: AdapterSpec, admission: Admission) -> list[Problem
         wrong = f"{overlong:,} of {admission.rows_in:,} rows are longer than {data.max_tokens:,} tokens"
         remedy = "raise data.max_tokens, or set data.overlong: drop or truncate"
         problems.append(Problem("E-DATA-030", source, wrong, remedy))
-    for check in admission.checks:
+    for check in (*admission.checks, *admission.around.notices):
         if check.passed or check.severity != "critical":
             continue
         if check.name == "every_class_has_enough_train_rows":
@@ -92,7 +92,7 @@ def _problems_of_counts(spec: AdapterSpec, admission: Admission) -> list[Problem
             wrong = f"{check.unexpected} classes have fewer than {data.min_class_rows} train rows: {few}"
             remedy = "add rows of them, or lower data.min_class_rows"
             problems.append(Problem("E-DATA-029", f"{source}:{check.column}", wrong, remedy))
-        elif check.name == "no_near_leak" and data.near.leaks == "refuse":
+        elif check.name in ("no_near_leak", "no_near_frozen_row") and data.near.leaks == "refuse":
             wrong = f"{check.unexpected:,} rows that are learned from nearly repeat one that judges; {check.samples[0]}"
             remedy = "remove them, or set data.near.leaks: quarantine"
             problems.append(Problem("E-DATA-028", source, wrong, remedy))

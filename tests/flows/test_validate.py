@@ -77,7 +77,7 @@ def test_a_row_that_nearly_says_what_an_earlier_slice_judges_is_told(factory: An
     close = next(text for n in range(99) if side_of(key_of(text := f"{judge['text']}{n}"), SplitSpec()) == "train")
     fresh = [*strange_rows(60, "near too"), {"text": close, "label": "yes"}]
     said, _ = told(classes(factory, "near", fresh))
-    assert "warning: no near leak: 1 of" in said.err
+    assert "warning: no near frozen row: 1 of" in said.err
     assert "the same as test of" in said.err
 
 

@@ -11,7 +11,7 @@ from tasks.errors import DataRefused
 
 
 def check(admission, name):
-    return next(check for check in admission.checks if check.name == name)
+    return next(c for c in (*admission.checks, *admission.around.notices) if c.name == name)
 
 
 def test_a_class_of_few_rows_is_warned_of_and_refuses_the_set_where_that_is_asked(tmp_path, asks, write, clean):

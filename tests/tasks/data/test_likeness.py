@@ -4,6 +4,7 @@ import pytest
 
 from tasks.data.door import admit
 from tasks.data.examples import key_of
+from tasks.data.snapshot import write_snapshot
 from tasks.data.splits import side_of
 from tasks.errors import DataRefused
 from tasks.specs import SIDES, SplitSpec
@@ -54,9 +55,22 @@ def test_a_row_that_nearly_repeats_an_earlier_test_slice_leaks(tmp_path, asks, w
     rows[learned]["text"] = next(
         text for n in range(99) if side_of(key_of(text := f"{STORY} {n}"), SplitSpec()) == "train"
     )
-    admission = admit(asks(write(tmp_path / "a.csv", rows)), judged={STORY: "test of 2026-q1"})
-    leaks = [pair for pair in admission.near if pair.kind == "leak" and pair.other == "test of 2026-q1"]
-    assert [pair.row for pair in leaks] == [learned + 2]
+    path = write(tmp_path / "a.csv", rows)
+    admission = admit(asks(path, near={"similarity": 0.9}), judged={STORY: "test of 2026-q1"})
+    (notice,) = [check for check in admission.around.notices if check.name == "no_near_frozen_row"]
+    assert (notice.passed, notice.unexpected) == (False, 1)
+    assert notice.samples[0].startswith(f"row {learned + 2} (train)")
+    assert "test of 2026-q1" in notice.samples[0]
+    kept_out = admit(asks(path, near={"leaks": "quarantine", "similarity": 0.9}), judged={STORY: "test of 2026-q1"})
+    assert learned + 2 in {bad.row for bad in kept_out.quarantined if bad.guard == "no_near_leak"}
+
+
+def test_what_judged_before_does_not_change_the_bytes_of_a_snapshot(tmp_path, asks, write, clean):
+    path = write(tmp_path / "a.csv", clean(100))
+    for name, known in (("one", {}), ("two", {"complaint 5 about a late card!": "earlier"})):
+        write_snapshot(admit(asks(path), judged=known, traffic=dict.fromkeys(known, "inbox")), tmp_path / name)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
 def test_near_repeats_are_deduplicated_where_that_is_asked_and_every_row_is_counted(tmp_path, asks, write):
