@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tasks.methods.catalogue import METHODS
+from tasks.methods.catalogue import METHODS, refusal_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -366,6 +366,9 @@ class RetrainSpec(Spec):
     cooldown_hours: float = Field(
         24.0, ge=0, description="At most one retrain of a task in this time; each one in vain doubles it."
     )
+    attempts: int = Field(
+        2, ge=1, le=10, description="Candidates that one retrain may train: each after a refusal changes one thing."
+    )
     fresh_rows: int = Field(1000, ge=50, description="Newest labelled requests that a retrain learns from.")
     daily_budget: int = Field(2, ge=1, description="At most so many retrains of a task in 24 hours.")
 
@@ -420,6 +423,13 @@ class AdapterSpec(Spec):
         shaped = self.data.target_regex or self.data.target_format != "text"
         if self.kind == "generation" and shaped and len(set(columns_of(self.data.completion or ""))) > 1:
             raise ValueError("target_format and target_regex need a completion of one column")
+        return self
+
+    @model_validator(mode="after")
+    def _the_method_can_work(self) -> Self:
+        narrowed = self.method.targets != "all-linear" or self.method.layers is not None
+        if why := refusal_of(self.method.name, self.base.quantization, self.kind, narrowed):
+            raise ValueError(f"method {self.method.name} cannot be trained here: {why}")
         return self
 
     @property

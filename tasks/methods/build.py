@@ -6,18 +6,19 @@ PEFT itself loads wrong bases, unmatched keys and NaN weights with a warning at 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
-from tasks.methods.catalogue import METHODS
+from tasks.methods.catalogue import EXTRA, METHODS, TRAINED, Method
+from tasks.methods.own import FAMILY, OwnMethod, own_method, settings_of
 from tasks.specs import MethodSpec
 from tasks.training.base import Base, seeded, target_modules
 from tasks.training.folder import first_line
@@ -25,9 +26,31 @@ from tasks.training.folder import first_line
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What an adapter of the catalogue says of itself. Any other setting must be at its default: some rewrite the base's own
 # weights or layers, some import or unpickle what they name.
-SETTINGS = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern"}
-SETTINGS |= {"alpha_pattern", "target_modules", "modules_to_save", "inference_mode", "base_model_name_or_path"}
-SETTINGS |= {"revision", "peft_version", "init_lora_weights", "runtime_config"}
+COMMON = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version"}
+COMMON |= {"runtime_config", "target_modules", "modules_to_save"}
+VIRTUAL = {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
+SETTINGS: Mapping[str, set[str]] = {
+    "LORA": COMMON
+    | {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+    },
+    "VERA": COMMON | {"r", "vera_dropout", "projection_prng_key", "save_projection", "d_initial", "init_weights"},
+    "IA3": COMMON | {"feedforward_modules", "fan_in_fan_out", "init_ia3_weights"},
+    "PREFIX_TUNING": COMMON | VIRTUAL | {"encoder_hidden_size", "prefix_projection"},
+    "PROMPT_TUNING": COMMON | VIRTUAL | {"prompt_tuning_init"},
+    "P_TUNING": COMMON
+    | VIRTUAL
+    | {"encoder_hidden_size", "encoder_num_layers", "encoder_dropout"}
+    | {"encoder_reparameterization_type"},
+}
+SHARED_SEED = 0  # of the frozen A that all shared-a adapters of a base have in common
 OTHER_BASE = "use the base that the adapter was trained on"
 BASE_KEEPING_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -52,22 +75,55 @@ def fresh_adapter(base: Base, method: MethodSpec, seed: int) -> Iterator[Any]:
     Raises:
         SpecRefused: the method does not fit the base's modules.
     """
+    row, classify = METHODS[method.name], base.kind == "classification"
+    modules = target_modules(base.model, method) if row.takes_targets else {}
+    head = final_linear(base.model)[0].split(".")[0] if classify else ""
+    if row.family == EXTRA:
+        settings = settings_of(method.name, base.model, modules, method.rank, head)
+        settings["task_type"] = "SEQ_CLS" if classify else "CAUSAL_LM"
+        with seeded(base.device, seed), own_method(base.model, settings, base.device) as own:
+            yield own
+        return
+    config = _config(base, method, row, list(modules), head)
+    with _lent(base, config, SHARED_SEED if method.name == "shared-a" else seed) as model:
+        yield train_only_what_it_says(model, method)
+
+
+def train_only_what_it_says(model: Any, method: MethodSpec) -> Any:
+    """The model with what its method keeps frozen frozen: PEFT itself always trains both A and B."""
+    for name, parameter in model.named_parameters():
+        if method.name == "shared-a" and "lora_A" in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def _config(base: Base, method: MethodSpec, row: Method, modules: list[str], head: str) -> Any:
+    """PEFT's config of a fresh adapter."""
     import peft
 
-    modules = target_modules(base.model, method)
-    row = METHODS[method.name]
-    classify = base.kind == "classification"
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS" if classify else "CAUSAL_LM",
+    kind = "SEQ_CLS" if head else "CAUSAL_LM"
+    if not row.takes_targets:
+        virtual: dict[str, Any] = {"task_type": kind, "num_virtual_tokens": method.rank}
+        if row.family == "P_TUNING":
+            virtual["encoder_hidden_size"] = int(base.model.config.hidden_size)
+        classes = {
+            "PREFIX_TUNING": peft.PrefixTuningConfig,
+            "PROMPT_TUNING": peft.PromptTuningConfig,
+            "P_TUNING": peft.PromptEncoderConfig,
+        }
+        return classes[row.family](**virtual, **row.config)
+    common: dict[str, Any] = {"task_type": kind, "target_modules": modules, "modules_to_save": [head] if head else None}
+    if row.family == "VERA":
+        return peft.VeraConfig(r=method.rank, vera_dropout=method.dropout, **common, **row.config)
+    if row.family == "IA3":
+        return peft.IA3Config(**common, **row.config)
+    return peft.LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha_value,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
-        target_modules=list(modules),
-        modules_to_save=[final_linear(base.model)[0].split(".")[0]] if classify else None,
+        **common,
         **row.config,
     )
-    with _lent(base, config, seed) as model:
-        yield model
 
 
 @contextmanager
@@ -80,6 +136,10 @@ def attached(base: Base, folder: Path, *, trainable: bool = False) -> Iterator[A
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     weights = read_adapter(folder)
+    if (settings := _own_settings(folder)) is not None:
+        with _own_attached(base, folder, settings, weights, trainable=trainable) as own:
+            yield own
+        return
     config = read_config(folder)
     config.inference_mode = not trainable
     with ExitStack() as stack:
@@ -95,6 +155,54 @@ def attached(base: Base, folder: Path, *, trainable: bool = False) -> Iterator[A
         if not trainable:
             model.requires_grad_(False)
         yield model
+
+
+@contextmanager
+def _own_attached(
+    base: Base, folder: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor], *, trainable: bool
+) -> Iterator[Any]:
+    """The same for the methods that are ours."""
+    try:
+        lent = own_method(base.model, settings, base.device)
+        with ExitStack() as stack:
+            model = stack.enter_context(lent)
+            expected = {name: tuple(tensor.shape) for name, tensor in model.trained().items()}
+            raise_if_any(ArtifactRefused, _key_problems(folder, expected, weights))
+            with torch.no_grad():
+                for name, parameter in model.trained().items():
+                    parameter.copy_(weights[name])
+            if not trainable:
+                model.requires_grad_(False)
+            yield model
+    except AttributeError as error:
+        wrong = f"does not fit the base: {first_line(error)}"
+        raise ArtifactRefused.one("E-ADAPTER-004", folder / ADAPTER_FILES[0], wrong, OTHER_BASE) from error
+
+
+def _own_settings(folder: Path) -> dict[str, Any] | None:
+    """What the folder of one of our own methods says of it; None where it is PEFT's.
+
+    Raises:
+        ArtifactRefused: it says more, or other things, than the factory writes.
+    """
+    path = folder / ADAPTER_FILES[0]
+    try:
+        asked = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(asked, dict) or asked.get("peft_type") != FAMILY:
+        return None
+    known = {"method": str, "rank": int, "trains": list, "bottlenecks": dict, "task_type": str}
+    strange = set(asked) - set(known) - {"peft_type", "base_model_name_or_path"}
+    wrong = {name for name, kind in known.items() if not isinstance(asked.get(name), kind)} | strange
+    widths = asked["bottlenecks"].values() if "bottlenecks" not in wrong else ()
+    if any(type(width) is not int or not 0 < width <= 1 << 20 for width in (*widths, asked.get("rank"))):
+        wrong.add("bottlenecks")
+    raise_if_any(
+        ArtifactRefused,
+        [Problem("E-ADAPTER-007", f"{path}:{name}", "is not as written here", "train again") for name in sorted(wrong)],
+    )
+    return asked
 
 
 @contextmanager
@@ -125,12 +233,21 @@ def write_adapter(model: Any, folder: Path, base_name: str) -> None:
     The base is named as the spec names it: a path of this machine would change the bytes and mean nothing elsewhere.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, OwnMethod):
+        save_file(
+            {name: p.detach().cpu().contiguous() for name, p in model.trained().items()}, folder / ADAPTER_FILES[1]
+        )
+        told = {**model.settings, "base_model_name_or_path": base_name}
+        (folder / ADAPTER_FILES[0]).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / ADAPTER_FILES[0]
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name
-    config["target_modules"] = sorted(config["target_modules"])
+    for name in ("target_modules", "feedforward_modules"):
+        if config.get(name):
+            config[name] = sorted(config[name])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -167,7 +284,6 @@ def read_config(folder: Path) -> Any:
     import peft
 
     path = folder / ADAPTER_FILES[0]
-    usual = peft.LoraConfig().to_dict()
     try:
         asked = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(asked, dict):
@@ -175,11 +291,14 @@ def read_config(folder: Path) -> Any:
     except ValueError as error:
         wrong = f"is not understood: {error}"
         raise ArtifactRefused.one("E-ADAPTER-004", path, wrong, "re-export the adapter") from error
-    if asked.get("peft_type") != "LORA":
-        wrong = f"{asked.get('peft_type')} is no method of the catalogue"
-        raise ArtifactRefused.one("E-ADAPTER-004", f"{path}:peft_type", wrong, f"train with {', '.join(METHODS)}")
-    strange = {name for name, value in asked.items() if name not in SETTINGS and value and value != usual.get(name)}
-    if asked.get("init_lora_weights", True) not in BASE_KEEPING_STARTS:
+    family = asked.get("peft_type")
+    if not isinstance(family, str) or family not in SETTINGS:
+        wrong = f"{family} is no method of the catalogue"
+        raise ArtifactRefused.one("E-ADAPTER-004", f"{path}:peft_type", wrong, f"train with {', '.join(TRAINED)}")
+    kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(family)]
+    usual = kind().to_dict()
+    strange = {n for n, value in asked.items() if n not in SETTINGS[family] and value and value != usual.get(n)}
+    if family == "LORA" and asked.get("init_lora_weights", True) not in BASE_KEEPING_STARTS:
         strange.add("init_lora_weights")
     remedy = "train without it: it may change the base, or run code"
     raise_if_any(
@@ -191,13 +310,16 @@ def read_config(folder: Path) -> Any:
     )
     try:
         known = {name: value for name, value in asked.items() if name in usual and name != "runtime_config"}
-        return peft.LoraConfig(**known | {"init_lora_weights": True, "base_model_name_or_path": None})
+        fresh = {"init_lora_weights": True} if family == "LORA" else {}
+        return kind(**known | fresh | {"base_model_name_or_path": None})
     except (ValueError, TypeError) as error:
         wrong = f"is not understood: {first_line(error)}"
         raise ArtifactRefused.one("E-ADAPTER-004", path, wrong, "re-export the adapter") from error
 
 
-def _key_problems(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> list[Problem]:
+def _key_problems(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]
+) -> list[Problem]:
     path = folder / ADAPTER_FILES[1]
     found = [
         Problem("E-ADAPTER-005", f"{path}:{name}", "missing", OTHER_BASE)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
+from tasks.methods.catalogue import METHODS
 from tasks.specs import MethodSpec
 
+BLOCK_ENDS = ("o_proj", "down_proj", "out_proj", "fc2", "c_proj", "output.dense")
 HEAD_NAMES = ("lm_head", "score", "classifier", "embed_out")
 
 
@@ -19,6 +21,9 @@ def chosen_targets(linear: Mapping[str, tuple[int, int]], method: MethodSpec) ->
     """
     problems = []
     names = set(linear)
+    row = METHODS[method.name]
+    if method.targets == "all-linear" and row.name == "bottleneck":  # behind attention and behind the feed-forward part
+        names = {name for name in linear if any(_is_named(name, target) for target in BLOCK_ENDS)} or names
     if method.targets != "all-linear":
         for target in method.targets:
             if not any(_is_named(name, target) for name in linear):
@@ -41,7 +46,7 @@ def chosen_targets(linear: Mapping[str, tuple[int, int]], method: MethodSpec) ->
         problems.append(Problem("E-SPEC-010", "method.targets", wrong, "name other targets or layers, or another base"))
     chosen = {name: linear[name] for name in sorted(names)}
     for name, (rows, columns) in chosen.items():
-        if method.rank > min(rows, columns):
+        if row.is_low_rank and method.rank > min(rows, columns):
             wrong = f"rank {method.rank} is above the dimension of {name} ({rows} x {columns})"
             problems.append(Problem("E-SPEC-012", "method.rank", wrong, f"use a rank of at most {min(rows, columns)}"))
     raise_if_any(SpecRefused, problems)

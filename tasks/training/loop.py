@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from tasks.data.examples import Example
 from tasks.errors import SpecRefused
-from tasks.methods.build import attached, fresh_adapter, write_adapter
+from tasks.methods.build import attached, fresh_adapter, train_only_what_it_says, write_adapter
+from tasks.methods.catalogue import METHODS
+from tasks.methods.targets import HEAD_NAMES
 from tasks.specs import AdapterSpec, TrainingSpec
 from tasks.training.base import Base, seeded
 from tasks.training.checkpoint import Checkpoints
@@ -102,12 +104,13 @@ def train_adapter(
     lent = attached(base, start, trainable=True) if start else fresh_adapter(base, spec.method, spec.seed)
     began = clock()
     with lent as model, seeded(base.device, spec.seed), _recomputing(model, spec.training):
+        train_only_what_it_says(model, spec.method)
         if base.kind == "classification" and start is None:
             start_head_from_class_means(base, model, rows)
         compute_in_few_passes(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rate = spec.training.learning_rate * (spec.retrain.rate_factor if start else 1.0)
-        optimizer = _optimizer(model, spec.training, base, rate)
+        optimizer = _optimizer(model, spec.training, base, rate, METHODS[spec.method.name].b_rate)
         rates = [group["lr"] for group in optimizer.param_groups]
         answer = answer_logits_of(base, model, rows[:2])
         look_at = {round((i + 1) * len(batches) / spec.training.validations) for i in range(spec.training.validations)}
@@ -255,7 +258,8 @@ def _answers(base: Base, model: Any, rows: Sequence[Encoded]) -> Tensor:
     with torch.no_grad(), base.autocast():
         logits = model(**inputs).logits.float().cpu()
     model.train(was_training)
-    return logits if base.kind == "classification" else logits[inputs["attention_mask"].cpu().bool()]
+    where = inputs["attention_mask"].cpu().bool()
+    return logits if base.kind == "classification" else logits[:, -where.shape[1] :][where]
 
 
 def rate_factor(step: int, steps: int, training: TrainingSpec) -> float:
@@ -311,18 +315,31 @@ def _backward(
     return total / learned, tokens, width
 
 
-def _optimizer(model: Any, training: TrainingSpec, base: Base, rate: float) -> torch.optim.Optimizer:
-    """AdamW on the adapter; a classification head learns faster than the adapter, for it starts coarser."""
+def _optimizer(
+    model: Any, training: TrainingSpec, base: Base, rate: float, b_rate: float = 1.0
+) -> torch.optim.Optimizer:
+    """AdamW on the adapter; a classification head learns faster than the adapter, for it starts coarser.
+
+    Args:
+        b_rate: rate of LoRA's B over the rate of the rest. Hayou et al. 2024, arXiv:2402.12354: about 16.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for n, p in named if "modules_to_save" not in n], "lr": rate}]
-    if head := [p for n, p in named if "modules_to_save" in n]:
-        groups.append({"params": head, "lr": min(1.0, rate * training.head_rate)})
+    head = [p for name, p in named if base.kind == "classification" and _is_head(name)]
+    faster = [p for name, p in named if b_rate != 1 and "lora_B" in name]
+    taken = {id(p) for p in (*head, *faster)}
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in named if id(p) not in taken], "lr": rate}]
+    groups += [{"params": faster, "lr": min(1.0, rate * b_rate)}] if faster else []
+    groups += [{"params": head, "lr": min(1.0, rate * training.head_rate)}] if head else []
     paged = training.optimizer == "paged_adamw_8bit" or (training.optimizer == "auto" and base.device.type == "cuda")
     if paged:
         import bitsandbytes
 
         return bitsandbytes.optim.PagedAdamW8bit(groups, weight_decay=training.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=True)
+
+
+def _is_head(name: str) -> bool:
+    return "modules_to_save" in name or any(part in HEAD_NAMES for part in name.split("."))
 
 
 @contextmanager

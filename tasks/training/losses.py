@@ -25,10 +25,12 @@ def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callab
         return lambda inputs, where: model(**inputs).logits
 
     def long_way(inputs: dict[str, Tensor], where: Tensor) -> Tensor:
-        return model(**inputs, use_cache=False).logits[where]
+        logits = model(**inputs, use_cache=False).logits
+        return logits[:, -where.shape[1] :][where]  # virtual tokens stand before the text
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
+    virtual = any(getattr(config, "is_prompt_learning", False) for config in getattr(model, "peft_config", {}).values())
+    if virtual or not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
         return long_way
 
     body, output = inner.get_decoder(), inner.get_output_embeddings()

@@ -27,7 +27,8 @@ from tasks.memory import (
     refuse_if_too_large,
 )
 from tasks.methods.build import fresh_adapter
-from tasks.methods.catalogue import METHODS, trainable_parameters
+from tasks.methods.catalogue import LORA_METHODS as METHODS
+from tasks.methods.catalogue import trainable_parameters
 from tasks.methods.targets import chosen_targets
 from tasks.specs import AdapterSpec, BaseSpec, DataSpec, MethodSpec, ResourceSpec, TrainingSpec
 from tasks.training.base import linear_modules, load_base

@@ -21,7 +21,7 @@ from tasks.merging.base import nf4_modules, open_base
 from tasks.merging.catalogue import RULES
 from tasks.merging.merge import Parent, check_parents, merged_updates
 from tasks.merging.vectors import exact_updates
-from tasks.methods.catalogue import METHODS
+from tasks.methods.catalogue import LORA_METHODS as METHODS
 
 TOLERANCE = 1e-4  # of the largest change that the adapter makes to a logit: float32 in two orders of summation
 
