@@ -11,6 +11,8 @@ line is JSON:
     linear_svd_ratio  weighted sum of 8 parents, reduced to rank 16             against PEFT's svd
     knots_ratio       KnOTS-TIES of 8 parents on the factors                    against the SVD of the dense stack
     ties_cost_per_parent, ties_cost_per_entry   growth of our TIES's cost: 1 is linear
+    full_ratio_mergekit, peak_memory_ratio      TIES of 3 parents into a whole bf16 model, processes from start to end
+    bandwidth_share   bytes of that model read and written a second, over those of a plain copy
 
 A result that differs ends the run with exit code 1.
 """
@@ -28,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from merge_speed_model import full_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,6 +38,7 @@ from tasks.merging.adapter_file import PREFIX
 from tasks.merging.merge import MergePlan, Parent, check_parents, merged_updates, reduced_updates
 
 RANK, DENSITY, NAME = 16, 0.2, "layer"
+MEMORY = Path("/dev/shm")  # files in memory, so that no disk is measured
 
 
 def main() -> int:
@@ -46,12 +50,13 @@ def main() -> int:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     size = 2048 if asked.full else 1024
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch:
         results = {
             "ties_svd_ratio": ties_svd(Path(scratch) / "ties", size, 3, asked.rounds),
             "linear_svd_ratio": linear_svd(Path(scratch) / "linear", size, 8, asked.rounds),
             "knots_ratio": knots(Path(scratch) / "knots", 1024 if asked.full else 512, 8, asked.rounds),
             **growth(Path(scratch) / "growth", asked.rounds),
+            **full_model(Path(scratch) / "model", hidden=2048 if asked.full else 512, layers=4),
         }
     print(json.dumps({"size": size, **{key: round(value, 3) for key, value in results.items()}}))
     return 0

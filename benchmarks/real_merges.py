@@ -12,17 +12,20 @@ means of the merged body over training rows). The last line is JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from real_merges_tasks import Task, tasks_of, trained
+from real_merges_tasks import Task, remembered, tasks_of, trained
 
+from tasks.data.examples import Example
 from tasks.evaluation.comparison import interval
-from tasks.evaluation.scoring import score
+from tasks.evaluation.scoring import Scores, score
 from tasks.evaluation.yardstick import untouched
 from tasks.merging.apply import applied
 from tasks.merging.distillation import distilled
@@ -33,133 +36,184 @@ from tasks.methods.build import attached
 from tasks.training.encoding import encode
 from tasks.training.head import start_head_from_class_means
 
-LESSON_ROWS = 800
-SCALES = {"low": (0.3, 0.5, 0.7, 1.0), "high": (0.7, 1.0, 1.5)}
+LESSON_ROWS = 400
 GRID: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
     ("average", (1.0,), (1.0,)),
-    ("task_arithmetic", (1.0,), (0.2, 0.3, 0.4, 0.6)),
-    ("ties", (0.2, 0.5), (0.7, 1.0, 1.5)),
-    ("knots_ties", (0.2, 0.5), (0.7, 1.0, 1.5)),
-    ("core_ties", (0.2,), (0.7, 1.0, 1.5)),
-    ("iso_c", (1.0,), (0.5, 0.8, 1.2)),
-    ("tsv", (1.0,), (0.6, 0.9, 1.2)),
+    ("task_arithmetic", (1.0,), (0.3, 0.5)),
+    ("ties", (0.2, 0.5), (1.0, 1.5)),
+    ("knots_ties", (0.2,), (1.0, 1.5)),
+    ("core_ties", (0.2,), (1.0, 1.5)),
+    ("iso_c", (1.0,), (0.8,)),
+    ("tsv", (1.0,), (0.8,)),
 )
+CLASS_ROWS = 1000  # training rows that give the untouched base, and a refitted head, their class means
 Updates = dict[str, torch.Tensor]
-Scores = dict[str, Any]
+Scored = dict[str, Scores]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The tasks, how many rows of a side are scored, and where scores are kept between runs."""
+
+    tasks: list[Task]
+    most: Mapping[str, int]
+    cache: Path
+
+    def rows(self, task: Task, side: str) -> tuple[Example, ...]:
+        return task.rows[side][: self.most[side]]
+
+    def known(self, model: str, task: Task, side: str, measure: Callable[[], Scores]) -> Scores:
+        keys = "".join(row.key for row in self.rows(task, side))
+        return remembered(self.cache, f"{model} on {side} of {task.name}: {task.spec.metric} {keys}", measure)
+
+    @property
+    def experts(self) -> str:
+        """What every merge here is made of."""
+        return ", ".join(trained(task, self.cache).name for task in self.tasks)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of the trained adapters")
     parser.add_argument("--kind", choices=("classification", "generation"), default="classification")
-    parser.add_argument("--steps", type=int, default=350, help="steps of the distillation; 0 leaves it out")
+    parser.add_argument("--tasks", default="", help="comma-separated; all of the kind by default")
+    parser.add_argument("--validation", type=int, default=300, help="rows per task that choose settings")
+    parser.add_argument("--test", type=int, default=1000, help="rows per task that judge")
+    parser.add_argument("--steps", type=int, default=240, help="steps of the distillation; 0 leaves it out")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = tasks_of(asked.kind)
+    tasks = tasks_of(asked.kind, [name for name in asked.tasks.split(",") if name])
+    bench = Bench(tasks, {"validation": asked.validation, "test": asked.test}, asked.cache)
     folders = {task.name: trained(task, asked.cache) for task in tasks}
     plan = check_parents([Parent(f"{name}:1", name, folder, "one") for name, folder in folders.items()])
-    print(summary(forecast(plan)), flush=True)
-    alone = {side: before_and_alone(tasks, folders, side) for side in ("validation", "test")}
-    best = {rule: best_setting(tasks, plan, alone["validation"], found) for rule, found in candidates(plan)}
-    regmean = measured(tasks, plan)
-    best["regmean"] = best_setting(tasks, plan, alone["validation"], [("scale 1", regmean, 1.0)])
-    chosen = max(best, key=lambda rule: (round(min(best[rule][0].values()), 2), mean(best[rule][0])))
+    alone = before_and_alone(bench, folders)
+    best = {rule: best_setting(bench, plan, alone["validation"], rule, found) for rule, found in candidates(plan)}
+    regmean = measured(bench, plan)
+    best["regmean"] = best_setting(bench, plan, alone["validation"], "regmean", [("scale 1", regmean, 1.0)])
+    chosen = max(best, key=lambda rule: (round(min(best[rule].kept.values()), 2), mean(best[rule].kept)))
     if asked.steps:
-        taught = alignment(tasks, plan, regmean, asked.steps)
-        best["distilled"] = best_setting(tasks, plan, alone["validation"], [("from regmean", taught, 1.0)])
+        taught = alignment(bench, plan, regmean(), asked.steps)
+        found = [(f"{asked.steps} steps from regmean", lambda: taught, 1.0)]
+        best["distilled"] = best_setting(bench, plan, alone["validation"], "distilled", found)
     rows = {"base": alone["test"]["base"], "routing": alone["test"]["experts"]}
-    rows |= {
-        f"{rule} ({how})": scored(tasks, plan, updates, scale, "test")
-        for rule, (_, how, updates, scale) in best.items()
-    }
+    rows |= {f"{rule} ({one.how})": scored(bench, plan, rule, one, "test") for rule, one in best.items()}
     if asked.kind == "classification":
         for rule in (chosen, "distilled") if asked.steps else (chosen,):
-            _, how, updates, scale = best[rule]
-            rows[f"{rule} ({how}), heads refitted"] = scored(tasks, plan, updates, scale, "test", refit=True)
+            name = f"{rule} ({best[rule].how}), heads refitted"
+            rows[name] = scored(bench, plan, f"{rule} refitted", best[rule], "test", refit=True)
     kept = {name: retentions(found, alone["test"]) for name, found in rows.items()}
-    say_table(tasks, rows, kept)
+    say_table(bench, rows, kept)
     print(f"chosen on validation rows: {chosen}", flush=True)
+    print(summary(forecast(plan)), flush=True)
     print(json.dumps({"kind": asked.kind, "chosen": chosen, "kept": {n: rounded(k) for n, k in kept.items()}}))
     return 0
 
 
-def before_and_alone(tasks: list[Task], folders: Mapping[str, Path], side: str) -> dict[str, Scores]:
-    """The untouched base (classes from the means of its own features) and each expert, per task."""
-    found: dict[str, Scores] = {"base": {}, "experts": {}}
-    for task in tasks:
-        with untouched(task.base, task.rows["train"]) as model:
-            found["base"][task.name] = score(task.base, model, task.rows[side], task.spec.metric)
-        with attached(task.base, folders[task.name]) as model:
-            found["experts"][task.name] = score(task.base, model, task.rows[side], task.spec.metric)
-    for who, by_task in found.items():
-        print(f"{side} {who}: " + ", ".join(f"{name} {s.mean:.3f}" for name, s in by_task.items()), flush=True)
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a rule: how it reads, its unscaled update (computed when it is needed), its scale, what it kept."""
+
+    how: str
+    updates: Callable[[], Updates]
+    scale: float
+    kept: Mapping[str, float]
+
+
+def before_and_alone(bench: Bench, folders: Mapping[str, Path]) -> dict[str, dict[str, Scored]]:
+    """Side to the untouched base (classes from the means of its own features) and each expert, per task."""
+    found: dict[str, dict[str, Scored]] = {side: {"base": {}, "experts": {}} for side in ("validation", "test")}
+    for task in bench.tasks:
+        for side in found:
+            for who in found[side]:
+
+                def measure(task: Task = task, side: str = side, who: str = who) -> Scores:
+                    alone = (
+                        untouched(task.base, task.rows["train"][:CLASS_ROWS])
+                        if who == "base"
+                        else attached(task.base, folders[task.name])
+                    )
+                    with alone as model:
+                        return score(task.base, model, bench.rows(task, side), task.spec.metric)
+
+                found[side][who][task.name] = bench.known(f"{who} {folders[task.name].name}", task, side, measure)
+    for side, who in itertools.product(found, ("base", "experts")):
+        shown = ", ".join(f"{name} {s.mean:.3f}" for name, s in found[side][who].items())
+        print(f"{side} {who}: {shown}", flush=True)
     return found
 
 
-def candidates(plan: MergePlan) -> Iterator[tuple[str, list[tuple[str, Updates, float]]]]:
+def candidates(plan: MergePlan) -> Iterator[tuple[str, list[tuple[str, Callable[[], Updates], float]]]]:
     """Each rule with its settings: how it reads, the unscaled update, the scale."""
     for rule, densities, scales in GRID:
         settings = []
         for density in densities:
-            updates = dict(merged_updates(plan, rule, density=density))
+            updates = cache(lambda rule=rule, density=density: dict(merged_updates(plan, rule, density=density)))
             note = f"density {density:g}, " if len(densities) > 1 or density < 1 else ""
             settings += [(f"{note}scale {scale:g}", updates, scale) for scale in scales]
         yield rule, settings
 
 
 def best_setting(
-    tasks: list[Task], plan: MergePlan, alone: dict[str, Scores], settings: list[tuple[str, Updates, float]]
-) -> tuple[dict[str, float], str, Updates, float]:
+    bench: Bench,
+    plan: MergePlan,
+    alone: dict[str, Scored],
+    rule: str,
+    settings: list[tuple[str, Callable[[], Updates], float]],
+) -> Setting:
     """The setting with the best mean retention on validation rows."""
     tried = []
     for how, updates, scale in settings:
-        kept = retentions(scored(tasks, plan, updates, scale, "validation"), alone)
-        tried.append((kept, how, updates, scale))
-        print(f"  {how}: mean {mean(kept):.3f}, worst {min(kept.values()):.3f}", flush=True)
-    return max(tried, key=lambda one: mean(one[0]))
+        kept = retentions(scored(bench, plan, rule, Setting(how, updates, scale, {}), "validation"), alone)
+        tried.append(Setting(how, updates, scale, kept))
+        print(f"  {rule}, {how}: mean {mean(kept):.3f}, worst {min(kept.values()):.3f}", flush=True)
+    return max(tried, key=lambda one: mean(one.kept))
 
 
-def measured(tasks: list[Task], plan: MergePlan) -> Updates:
-    rows = {task.name: encode(task.base, task.rows["validation"]) for task in tasks}
-    return regression_mean(tasks[0].base, plan, rows)
+def measured(bench: Bench, plan: MergePlan) -> Callable[[], Updates]:
+    @cache
+    def found() -> Updates:
+        rows = {task.name: encode(task.base, bench.rows(task, "validation")) for task in bench.tasks}
+        return regression_mean(bench.tasks[0].base, plan, rows)
 
-
-def alignment(tasks: list[Task], plan: MergePlan, start: Updates, steps: int) -> Updates:
-    """A few hundred steps of distillation on inputs of training rows."""
-    began = time.monotonic()
-    rows = {task.name: encode(task.base, task.rows["train"][:LESSON_ROWS]) for task in tasks}
-
-    def show(step: int, steps: int, loss: float) -> None:
-        if step % 50 == 0:
-            print(
-                f"  distillation step {step} of {steps}, loss {loss:.4f}, {time.monotonic() - began:.0f} s", flush=True
-            )
-
-    return distilled(tasks[0].base, plan, rows, start, steps=steps, on_step=show)
-
-
-def scored(
-    tasks: list[Task], plan: MergePlan, updates: Updates, scale: float, side: str, *, refit: bool = False
-) -> Scores:
-    found = {}
-    for task in tasks:
-        head = plan.heads.get(task.name)
-        with applied(task.base.model, updates, scale=scale, head=head) as model:
-            if refit:
-                start_head_from_class_means(task.base, model, encode(task.base, task.rows["train"]))
-            found[task.name] = score(task.base, model, task.rows[side], task.spec.metric)
     return found
 
 
-def retentions(scores: Scores, alone: Mapping[str, Scores]) -> dict[str, float]:
+def alignment(bench: Bench, plan: MergePlan, start: Updates, steps: int) -> Updates:
+    """A few hundred steps of distillation on inputs of training rows."""
+    began = time.monotonic()
+    rows = {task.name: encode(task.base, task.rows["train"][:LESSON_ROWS]) for task in bench.tasks}
+
+    def show(step: int, steps: int, loss: float) -> None:
+        if step % 20 == 0:
+            print(f"  distilled: step {step} of {steps}, loss {loss:.4f}, {time.monotonic() - began:.0f} s", flush=True)
+
+    return distilled(bench.tasks[0].base, plan, rows, start, steps=steps, on_step=show)
+
+
+def scored(bench: Bench, plan: MergePlan, rule: str, one: Setting, side: str, *, refit: bool = False) -> Scored:
+    found = {}
+    for task in bench.tasks:
+
+        def measure(task: Task = task) -> Scores:
+            head = plan.heads.get(task.name)
+            with applied(task.base.model, one.updates(), scale=one.scale, head=head) as model:
+                if refit:
+                    start_head_from_class_means(task.base, model, encode(task.base, task.rows["train"][:CLASS_ROWS]))
+                return score(task.base, model, bench.rows(task, side), task.spec.metric)
+
+        found[task.name] = bench.known(f"{rule}, {one.how}, of {bench.experts}", task, side, measure)
+    return found
+
+
+def retentions(scores: Scored, alone: Mapping[str, Scored]) -> dict[str, float]:
     base, experts = alone["base"], alone["experts"]
     return {
         name: (found.mean - base[name].mean) / (experts[name].mean - base[name].mean) for name, found in scores.items()
     }
 
 
-def say_table(tasks: list[Task], rows: Mapping[str, Scores], kept: Mapping[str, Mapping[str, float]]) -> None:
-    names = [task.name for task in tasks]
+def say_table(bench: Bench, rows: Mapping[str, Scored], kept: Mapping[str, Mapping[str, float]]) -> None:
+    names = [task.name for task in bench.tasks]
     print(f"| model | {' | '.join(names)} | mean kept | worst kept |\n|---|{'---|' * (len(names) + 2)}")
     for model, found in rows.items():
         cells = []
@@ -171,7 +225,7 @@ def say_table(tasks: list[Task], rows: Mapping[str, Scores], kept: Mapping[str, 
         print(
             f"| {model} | {' | '.join(cells)} | {mean(kept[model]):.0%} | {min(kept[model].values()):.0%} |", flush=True
         )
-    print("n: " + ", ".join(f"{task.name} {len(task.rows['test'])}" for task in tasks), flush=True)
+    print("n: " + ", ".join(f"{task.name} {len(bench.rows(task, 'test'))}" for task in bench.tasks), flush=True)
 
 
 def mean(kept: Mapping[str, float]) -> float:

@@ -14,8 +14,9 @@ from prefect import flow
 
 from flows.fleet import fleet
 from flows.merge import MergeOutcome, merge
+from flows.merge_report import merge_sections
 from flows.progress import voice
-from flows.publish import drift_section, merge_sections, published, retrain_section, training_curves
+from flows.publish import drift_section, published, retrain_section, training_curves
 from flows.report import Section, Table
 from flows.retrain import RetrainOutcome, retrain
 from flows.train import TrainOutcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,25 @@ from flows.merge_candidates import (
     settings_of,
     worst_then_mean,
 )
-from flows.merge_parents import Expert, Planned, before_and_alone, expert, planned_merge, same_base
+from flows.merge_gates import (
+    attributed,
+    general_rows,
+    judged,
+    on_general_text,
+    refuse_tuning_on_acceptance,
+    rounded_to_4_bits,
+)
+from flows.merge_parents import Planned, before_and_alone, expert, planned_merge, same_base
 from flows.merge_result import answered, exported, refuse_foreign, remembered, served
+from flows.merge_search import searched
 from flows.policy import cheap
 from flows.progress import voice
 from flows.publish import mirrored, publish_merge
 from flows.wiring import opened
 from registry.records import EvaluationRecord, VersionRecord
 from tasks.merging.rules import check_rules
-from tasks.promotion import Decision, judge, keeps_share
+from tasks.promotion import Decision
 from tasks.spec_files import load_merge_spec
-from tasks.specs import MergeSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class MergeOutcome:
     """Scores by model and task on the test rows: "base", "experts" and each rule's best; `chosen` is one of them.
 
     `tried` maps every setting to its retention per task on the validation rows. `answers` maps a task to a request and
-    what the exported model said to it in a fresh process.
+    what the exported model said to it in a fresh process. `attribution` maps a parent to what each task keeps without
+    it, on validation rows. `in_4_bits` are the chosen model's scores with its weights rounded to NF4 again.
     """
 
     version: VersionRecord
@@ -55,6 +64,8 @@ class MergeOutcome:
     forecast: Forecast
     answers: Mapping[str, tuple[str, str]]
     folder: Path | None
+    attribution: Mapping[str, Mapping[str, float]]
+    in_4_bits: Mapping[str, EvaluationRecord]
 
 
 @flow(
@@ -74,12 +85,15 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     experts = [expert(home, ref) for ref in spec.parents]
     base = same_base(home, experts)
     voice.say(f"{spec.name}: merging {', '.join(e.version.ref for e in experts)}")
+    refuse_tuning_on_acceptance(experts)
+    general = general_rows(spec, experts)
     plan = planned_merge(home, spec, experts)
     forecast = foreseen(plan)
 
     alone = {side: before_and_alone(home, experts, side) for side in ("validation", "test")}
     tried = merged_and_scored(spec, experts, plan, settings_of(spec), "validation")
     kept = {setting: retentions(scores, alone["validation"]) for setting, scores in tried.items()}
+    kept |= searched(home, spec, experts, plan, alone["validation"], kept)
     best = best_of_each_rule(kept)
     chosen = max(best, key=lambda setting: worst_then_mean(kept[setting]))
     voice.say(f"  chosen on validation rows: {chosen.name}")
@@ -87,13 +101,17 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     answers_are_wanted_soon()
     tests = merged_and_scored(spec, experts, plan, best, "test")
     scores = {**alone["test"], **{setting.name: found for setting, found in tests.items()}}
-    decision = judged(spec, experts, scores, chosen.name)
-    version = remembered(home, spec, experts, base, plan, tests[chosen], alone["test"], chosen)
+    decision = judged(spec, experts, scores, chosen.name, on_general_text(spec, experts, plan, chosen, general))
+    in_4_bits = rounded_to_4_bits(spec, experts, plan, chosen)
+    absent = attributed(spec, experts, plan, chosen, alone["validation"])
+    version = remembered(home, spec, experts, base, plan, tests[chosen], alone["test"], chosen, absent, in_4_bits)
     answers = answered(home, version, experts)
     promoted = decision.passed and served(home, version, decision)
     folder = exported(home, version, out) if out and decision.passed else None
     shown = {setting.name: values for setting, values in kept.items()}
-    outcome = MergeOutcome(version, scores, shown, chosen.name, decision, promoted, forecast, answers, folder)
+    outcome = MergeOutcome(
+        version, scores, shown, chosen.name, decision, promoted, forecast, answers, folder, absent, in_4_bits
+    )
     publish_merge(home, outcome)
     mirrored(home)
     return outcome
@@ -108,20 +126,3 @@ def foreseen(plan: Planned) -> Forecast:
     for line in summary(pairs).splitlines():
         voice.say(f"  {line}")
     return Forecast(pairs, summary(pairs))
-
-
-def judged(
-    spec: MergeSpec, experts: Sequence[Expert], scores: Mapping[str, Mapping[str, EvaluationRecord]], chosen: str
-) -> Decision:
-    """Every task keeps its stated share, on rows that took no part in the choice."""
-    gates = [
-        keeps_share(
-            e.task,
-            scores[chosen][e.task].outcomes,
-            scores["experts"][e.task].outcomes,
-            scores["base"][e.task].outcomes,
-            spec.gates,
-        )
-        for e in experts
-    ]
-    return judge(f"{spec.name}, {chosen}", gates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from tasks.specs import MergeSpec, Side
 
 if TYPE_CHECKING:
     from tasks.training.base import Base
+
+KEPT_UPDATES = 3
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,73 @@ def settings_of(spec: MergeSpec) -> list[Setting]:
     ]
 
 
+class Scorer:
+    """Settings scored one task at a time, on bases that hold the weights that are merged into. The last few updates are
+    kept, so that settings that differ in scale alone are merged once."""
+
+    def __init__(
+        self, spec: MergeSpec, experts: Sequence[Expert], plan: Planned, heads: Mapping[str, Any] | None = None
+    ) -> None:
+        self._spec, self._experts, self._plan = spec, experts, plan
+        self._heads = plan.parents.heads if heads is None else heads
+        self._updates: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._kept: dict[str, float] = {}
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, spec: MergeSpec, experts: Sequence[Expert], plan: Planned, heads: Mapping[str, Any] | None = None
+    ) -> Iterator[Scorer]:
+        """The bases are given back, as they were stored, at the end of the block."""
+        with as_merged([dense_base(e) for e in experts], plan):
+            yield cls(spec, experts, plan, heads)
+
+    def updates(self, setting: Setting) -> dict[str, Any]:
+        """The setting's update, unscaled."""
+        key = (setting.rule, setting.weights, setting.density)
+        if key not in self._updates:
+            while len(self._updates) >= KEPT_UPDATES:
+                del self._updates[next(iter(self._updates))]
+            self._updates[key] = updates_of(self._spec, self._experts, self._plan, setting)
+        return self._updates[key]
+
+    def record(self, setting: Setting, e: Expert, side: Side) -> EvaluationRecord:
+        """One setting's model on one task."""
+        from tasks.merging.apply import applied
+
+        with applied(dense_base(e).model, self.updates(setting), scale=setting.scale):
+            return self.as_it_is(e, side)
+
+    def as_it_is(self, e: Expert, side: Side) -> EvaluationRecord:
+        """One task on the body as it stands, with the task's own head."""
+        from tasks.evaluation.scoring import score
+        from tasks.merging.apply import applied
+
+        base = dense_base(e)
+        with applied(base.model, {}, head=self._heads.get(e.task)) as model:
+            return pooled([record_of(score(base, model, s.examples, e.spec.metric), s) for s in e.slices[side]])
+
+    def hardest_first(self) -> list[Expert]:
+        """Tasks in the order of what the last settings kept of them."""
+        return sorted(self._experts, key=lambda e: self._kept.get(e.task, 0.0))
+
+    def note(self, task: str, kept: float) -> None:
+        """What a setting kept of a task."""
+        self._kept[task] = kept
+
+
 @on_gpu
 def merged_and_scored(
     spec: MergeSpec, experts: Sequence[Expert], plan: Planned, settings: Sequence[Setting], side: Side
 ) -> dict[Setting, dict[str, EvaluationRecord]]:
-    """Each setting's model on every task. A rule's update is computed once per density."""
-    from tasks.evaluation.scoring import score
-    from tasks.merging.apply import applied
-
-    bases = {e.task: dense_base(e) for e in experts}
+    """Each setting's model on every task."""
     found: dict[Setting, dict[str, EvaluationRecord]] = {}
     began = time.monotonic()
-    with threads(spec.resources.threads), as_merged(bases.values(), plan):
-        for _, alike in itertools.groupby(settings, key=lambda s: (s.rule, s.weights, s.density)):
-            group = list(alike)
-            updates = updates_of(spec, experts, plan, group[0])
-            for setting in group:
-                found[setting] = {}
-                for e in experts:
-                    base, head = bases[e.task], plan.parents.heads.get(e.task)
-                    with applied(base.model, updates, scale=setting.scale, head=head) as model:
-                        scores = [record_of(score(base, model, s.examples, e.spec.metric), s) for s in e.slices[side]]
-                    found[setting][e.task] = pooled(scores)
-                left = (time.monotonic() - began) / len(found) * (len(settings) - len(found))
-                voice.bar(f"merging, scored on {side} rows:", len(found), len(settings), left, setting.name)
+    with threads(spec.resources.threads), Scorer.opened(spec, experts, plan) as scorer:
+        for setting in settings:
+            found[setting] = {e.task: scorer.record(setting, e, side) for e in experts}
+            left = (time.monotonic() - began) / len(found) * (len(settings) - len(found))
+            voice.bar(f"merging, scored on {side} rows:", len(found), len(settings), left, setting.name)
     return found
 
 
@@ -113,7 +157,7 @@ def measured_updates(experts: Sequence[Expert], plan: Planned) -> dict[str, Any]
 
     base = dense_base(experts[0])
     fill(base.model, plan.base)
-    rows = {e.task: encode(base, [x for s in e.slices["validation"] for x in s.examples]) for e in experts}
+    rows = {e.task: encode(dense_base(e), [x for s in e.slices["validation"] for x in s.examples]) for e in experts}
     began = time.monotonic()
 
     def show(done: int, total: int) -> None:

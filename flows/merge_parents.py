@@ -99,12 +99,18 @@ def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert]) -> Pla
     as_seen = nf4_modules(folder, experts[0].spec.kind) if rounded else ()
     weights = open_base(folder, nf4=as_seen, double_quant=base.double_quant, dtype=torch.float32)
     parents = [
-        Parent(
-            e.version.ref, e.task, home.ledger.files(e.version.ref), e.version.base, quantization=base.quantization
-        )
+        Parent(e.version.ref, e.task, home.ledger.files(e.version.ref), e.version.base, quantization=base.quantization)
         for e in experts
     ]
     return Planned(weights, check_parents(parents, weights))
+
+
+def without(plan: Planned, task: str) -> Planned:
+    """The same merge without one parent."""
+    from tasks.merging.plan import check_parents
+
+    parents = [parent for parent in plan.parents.parents if parent.task != task]
+    return Planned(plan.base, check_parents(parents, plan.base))
 
 
 def before_and_alone(home: Home, experts: Sequence[Expert], side: Side) -> dict[str, dict[str, EvaluationRecord]]:

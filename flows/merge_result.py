@@ -30,6 +30,8 @@ def remembered(
     scores: Mapping[str, EvaluationRecord],
     alone: Mapping[str, Mapping[str, EvaluationRecord]],
     chosen: Setting,
+    absent: Mapping[str, Mapping[str, float]],
+    in_4_bits: Mapping[str, EvaluationRecord],
 ) -> VersionRecord:
     """The chosen model written as a transformers folder, stored, and registered with its parents."""
     key = version_key(
@@ -53,9 +55,17 @@ def remembered(
             artifact=artifact,
             base=base.digest,
             code=home.code.digest,
-            spec={**spec.model_dump(mode="json"), "chosen": chosen.name},
+            spec={**spec.model_dump(mode="json"), "chosen": chosen.name, "setting": asdict(chosen)},
             parents=tuple(("parent", e.version.ref) for e in experts),
-            metrics={f"{task}_{found.metric}": found.score for task, found in scores.items()},
+            metrics={
+                **{f"{task}_{found.metric}": found.score for task, found in scores.items()},
+                **{f"{task}_{found.metric}_in_4_bits": found.score for task, found in in_4_bits.items()},
+                **{
+                    f"without_{left}_{task}_kept": share
+                    for left, kept in absent.items()
+                    for task, share in kept.items()
+                },
+            },
             evaluations=tuple(scores.values()),
             flow_run=flow_run_id(),
         )

@@ -77,6 +77,8 @@ def publish_retrain(home: Home, outcome: RetrainOutcome) -> None:
 
 def publish_merge(home: Home, outcome: MergeOutcome) -> None:
     """A page about one merged model."""
+    from flows.merge_report import merge_sections
+
     published(home, outcome.version.ref, f"Merged model {outcome.version.ref}", merge_sections(outcome))
 
 
@@ -230,45 +232,3 @@ def retrain_section(outcome: RetrainOutcome) -> Section:
         (table, gates_table(outcome.decision)),
         (Figure(image, "Score per frozen slice, and the change against the version before."),),
     )
-
-
-def merge_sections(outcome: MergeOutcome) -> list[Section]:
-    """Forecast, what was tried, what each candidate kept, gates, and answers of the exported model."""
-    tasks = list(outcome.scores["base"])
-    pairs = tuple(
-        (p.first, p.second, p.conflict_share, p.cosine, p.norm_ratio, p.input_overlap) for p in outcome.forecast.pairs
-    )
-    forecast = Table(
-        "Parents, pair by pair", ("first", "second", "sign conflict", "cosine", "norm ratio", "inputs shared"), pairs
-    )
-    tried = tuple((name, *(kept[t] for t in tasks), min(kept.values())) for name, kept in outcome.tried.items())
-    models = tuple((who, *(found[t].score for t in tasks)) for who, found in outcome.scores.items())
-    answers = tuple((task, asked, said.strip()) for task, (asked, said) in outcome.answers.items())
-    return [
-        Section("Forecast", tuple(outcome.forecast.summary.splitlines()), (forecast,)),
-        Section(
-            "Tried",
-            ("Share of each expert's gain that is kept, on validation rows.",),
-            (Table("Tried", ("setting", *tasks, "worst"), tried),),
-        ),
-        Section(
-            "Kept",
-            (f"Chosen: {outcome.chosen}.",),
-            (Table("Score on test rows", ("model", *tasks), models),),
-            (kept_figure(outcome),),
-        ),
-        Section("Gates", (outcome.decision.sentence,), (gates_table(outcome.decision),)),
-        Section("In a fresh process", (), (Table("Answers", ("task", "request", "answer"), answers),)),
-    ]
-
-
-def kept_figure(outcome: MergeOutcome) -> Figure:
-    """What each candidate keeps of each task."""
-    from tasks.figures.merging import retention
-
-    points = {who: {task: e.score for task, e in found.items()} for who, found in outcome.scores.items()}
-    base, experts = points.pop("base"), points.pop("experts")
-    image = retention(
-        points, base=base, expert=experts, chosen=outcome.chosen, metric="exact match", title="What the merge kept"
-    )
-    return Figure(image, "Each candidate on each task, between the untouched base and the task's own expert.")

@@ -197,13 +197,26 @@ def compare(
 
 @app.command()
 def merge(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Merge recipe, a YAML file.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Merge recipe, a YAML file.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to export the model to.")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="List served merges with refreshed parents, and end.")] = False,
 ) -> None:
     """Merge adapters on their exact updates, judge every task, export a transformers folder.
 
     Example: `factory merge examples/quickstart/merge.yaml --out merged`
     """
+    if stale:
+        ready()
+        from flows.merge_stale import stale_merges
+        from flows.wiring import opened
+
+        marked = stale_merges(opened())
+        tell(marked, *([one.sentence for one in marked] or ["every served merge contains the champions of its tasks"]))
+        return
+    if recipe is None:
+        from tasks.errors import SpecRefused
+
+        raise SpecRefused.one("E-SPEC-014", "RECIPE", "is missing", "name a merge recipe, or ask with --stale")
     check_recipe(recipe)
     ready()
     from flows.merge import merge as flow
@@ -215,3 +228,24 @@ def merge(
         *([f"exported to {done.folder}"] if done.folder else []),
     )
     done.decision.refuse_unless_passed()
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name, name:version or name@alias")],
+    out: Annotated[str, typer.Option(help="New folder (gguf: file) to write.")],
+    form: Annotated[str, typer.Option("--format", help="transformers, adapter, gguf or mlflow.")] = "transformers",
+    rank: Annotated[int | None, typer.Option(min=1, help="adapter of a merge: at most this rank.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="adapter of a merge: the share of energy it must keep.")
+    ] = None,
+) -> None:
+    """Write a version in the form that a server takes; what the form costs is measured and said.
+
+    Example: `factory export triage@champion --format transformers --out triage-model`
+    """
+    ready()
+    from flows.export import export as flow
+
+    done = flow(name, form, str(Path(out).resolve()), rank, energy)
+    tell(done, f"{done.ref} as {done.form} in {done.target}{'; ' + done.note if done.note else ''}")

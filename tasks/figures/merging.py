@@ -76,6 +76,33 @@ def retention(
     return drawn(draw, inches=inches, title=title, subtitle=subtitle, kind=kind)
 
 
+def front(
+    settings: Mapping[str, Mapping[str, float]], *, chosen: str = "", title: str = "", kind: Kind = "svg"
+) -> bytes:
+    """Mean retention against that of the worst task, a point per setting; those that none beats in both are joined."""
+    points = {name: (sum(kept.values()) / len(kept), min(kept.values())) for name, kept in settings.items()}
+    best = sorted(
+        point
+        for point in points.values()
+        if not any(other[0] >= point[0] and other[1] >= point[1] and other != point for other in points.values())
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot([mean for mean, _ in best], [worst for _, worst in best], color=GREY, linewidth=1.2, zorder=1)
+        for name, (mean, worst) in points.items():
+            mine = name == chosen
+            axes.plot([mean], [worst], "D" if mine else "o", color=VERMILLION if mine else BLUE, markersize=5, zorder=2)
+        if chosen in points:
+            axes.annotate(
+                chosen, points[chosen], xytext=(6, -10), textcoords="offset points", fontsize=8, color=VERMILLION
+            )
+        axes.set_xlabel("kept of the experts' gain, mean over tasks")
+        axes.set_ylabel("kept on the worst task")
+
+    return drawn(draw, inches=(5.2, 3.6), title=title, kind=kind)
+
+
 def parent_overlap(
     names: Sequence[str],
     sign_conflict: Sequence[Sequence[float]],

@@ -3,14 +3,14 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
-from tasks.merging.base import BaseWeights
+from tasks.merging.base import BaseWeights, nf4_round_trip
 
 
 def fill(model: Any, base: BaseWeights) -> None:
@@ -45,6 +45,20 @@ def applied(
             weight = named[name].data
             named[name].data = (weight.float() + scale * delta.to(weight.device)).to(weight.dtype)
         replace_head(model, head)
+        yield model
+    finally:
+        for name, weight in before.items():
+            named[name].data = weight
+
+
+@contextmanager
+def rounded(model: Any, modules: Collection[str], *, double_quant: bool = True) -> Iterator[Any]:
+    """The dense model with these modules' weights rounded to NF4 and back; as before afterwards."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    before = {f"{name}.weight": named[f"{name}.weight"].data for name in modules if f"{name}.weight" in named}
+    try:
+        for name, weight in before.items():
+            named[name].data = nf4_round_trip(weight, double_quant=double_quant)
         yield model
     finally:
         for name, weight in before.items():

@@ -50,6 +50,14 @@ def check_rules(spec: MergeSpec) -> None:
             problems.append(Problem("E-MERGE-003", f"{where}.weights", wrong, f"name one of {', '.join(tasks)}"))
         weights = [asked.weights.get(task, 1.0) for task in tasks]
         problems += weight_problems(row, weights, f"{where}.weights")
+    for place, name in enumerate(spec.search.rules if spec.search else ()):
+        where = f"search.rules.{place}"
+        if name in MEASURED:
+            problems.append(Problem("E-MERGE-009", where, f"{name} has no settings", "list it under rules"))
+        elif name not in RULES:
+            problems.append(_unknown(name, where))
+        else:
+            problems += weight_problems(RULES[name], [1.0] * len(tasks), where)
     raise_if_any(SpecRefused, problems)
 
 

@@ -1,0 +1,181 @@
+"""A whole model merged by mergekit and by our stream, each in a process of its own: CPU seconds and peak memory.
+
+Called by `merge_speed.py`; `python benchmarks/merge_speed_model.py FOLDER` alone is our side: the adapters of FOLDER
+into its base by TIES in mergekit's dialect. mergekit is no dependency of this project; where it cannot be imported, the
+keys are left out and the reason is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+DENSITY, RANK, PARENTS = 0.2, 16, 3
+ROOT = Path(__file__).parents[1]
+
+
+def full_model(folder: Path, *, hidden: int, layers: int) -> dict[str, float]:
+    """Ratios of CPU seconds and of peak memory, theirs over ours, and our share of the machine's copy bandwidth."""
+    if subprocess.run([sys.executable, "-c", "import mergekit.scripts.run_yaml"], capture_output=True).returncode:
+        print("mergekit cannot be imported: full_ratio_mergekit and peak_memory_ratio are left out", flush=True)
+        return {}
+    small = folder / "small"
+    write_model(small, hidden=256, layers=2, dtype=torch.float32)
+    ours_in(small)
+    mergekit_in(small)
+    difference = apart(small)
+    if difference > 5e-3:
+        sys.exit(f"results differ: the merged change is {difference:.1%} off mergekit's in float32")
+    write_model(folder / "large", hidden=hidden, layers=layers, dtype=torch.bfloat16)
+    size = sum(path.stat().st_size for path in (folder / "large" / "base").glob("*.safetensors"))
+    ours, theirs = ours_in(folder / "large"), mergekit_in(folder / "large")
+    share = 2 * size / ours[0] / copy_bandwidth()
+    print(
+        f"TIES of {PARENTS} parents into bf16, {size / 1e6:.0f} MB: {ours[0]:.2f} s, peak {ours[1] / 1e6:.0f} MB"
+        f" against {theirs[0]:.1f} s, {theirs[1] / 1e6:.0f} MB; float32 changes {difference:.1e} apart",
+        flush=True,
+    )
+    return {
+        "full_ratio_mergekit": theirs[0] / ours[0],
+        "peak_memory_ratio": theirs[1] / ours[1],
+        "bandwidth_share": share,
+    }
+
+
+def write_model(folder: Path, *, hidden: int, layers: int, dtype: torch.dtype) -> None:
+    """A random Llama and random adapters on all its linear layers."""
+    import transformers
+
+    inner, vocabulary = 11 * hidden // 4, 8192
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    (folder / "base").mkdir(parents=True)
+    config.save_pretrained(folder / "base")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
+    shapes |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    weights = {"model.embed_tokens.weight": torch.randn(vocabulary, hidden, generator=generator) * 0.02}
+    weights["model.norm.weight"] = torch.ones(hidden)
+    for layer in range(layers):
+        place = f"model.layers.{layer}"
+        weights |= {
+            f"{place}.{norm}.weight": torch.ones(hidden) for norm in ("input_layernorm", "post_attention_layernorm")
+        }
+        for name, shape in shapes.items():
+            weights[f"{place}.{name}.weight"] = torch.randn(shape, generator=generator) * 0.02
+    save_file(
+        {name: value.to(dtype) for name, value in weights.items()},
+        folder / "base" / "model.safetensors",
+        {"format": "pt"},
+    )
+    modules = [f"model.layers.{layer}.{name}" for layer in range(layers) for name in shapes]
+    for parent in range(PARENTS):
+        target = folder / f"p{parent}"
+        target.mkdir()
+        tensors = {}
+        for module in modules:
+            out, into = shapes[".".join(module.split(".")[-2:])]
+            prefix = f"base_model.model.{module}.lora_"
+            tensors[f"{prefix}A.weight"] = torch.randn(RANK, into, generator=generator) / into**0.5
+            tensors[f"{prefix}B.weight"] = torch.randn(out, RANK, generator=generator) * 0.05
+        save_file(tensors, target / "adapter_model.safetensors", {"format": "pt"})
+        asked = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK, "bias": "none"}
+        asked |= {"target_modules": sorted({name.split(".")[-1] for name in shapes}), "fan_in_fan_out": False}
+        asked |= {"base_model_name_or_path": str(folder / "base"), "lora_dropout": 0.0, "inference_mode": True}
+        (target / "adapter_config.json").write_text(json.dumps(asked))
+
+
+def ours_in(folder: Path) -> tuple[float, int]:
+    return watched([sys.executable, __file__, str(folder)], {"PYTHONPATH": str(ROOT)})
+
+
+def mergekit_in(folder: Path) -> tuple[float, int]:
+    models = "".join(
+        f"  - model: {folder}/base+{folder}/p{parent}\n    parameters: {{weight: 1.0, density: {DENSITY}}}\n"
+        for parent in range(PARENTS)
+    )
+    dtype = json.loads((folder / "base" / "config.json").read_text())["dtype"]
+    text = f"merge_method: ties\nbase_model: {folder}/base\ndtype: {dtype}\nmodels:\n{models}"
+    (folder / "recipe.yaml").write_text(text)
+    words = [
+        "-m",
+        "mergekit.scripts.run_yaml",
+        str(folder / "recipe.yaml"),
+        str(folder / "theirs"),
+        "--no-copy-tokenizer",
+    ]
+    words += ["--lora-merge-cache", str(folder / "cache")]
+    return watched([sys.executable, *words], {})
+
+
+def watched(command: list[str], variables: dict[str, str]) -> tuple[float, int]:
+    """CPU seconds and peak bytes of a process that must succeed; one thread."""
+    paths = os.pathsep.join(filter(None, [variables.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]))
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(
+        command, env={**os.environ, **threads, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = process.stdout.read() if process.stdout else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{said.decode(errors='replace')[-2000:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def apart(folder: Path) -> float:
+    """Norm of the difference of both merged changes over the norm of the change."""
+    base = load_file(folder / "base" / "model.safetensors")
+    ours = load_file(folder / "ours" / "model.safetensors")
+    theirs = {}
+    for path in (folder / "theirs").glob("*.safetensors"):
+        theirs |= load_file(path)
+    off = sum(float((ours[name] - theirs[name]).norm() ** 2) for name in ours if name in theirs)
+    change = sum(float((ours[name] - base[name]).norm() ** 2) for name in ours)
+    return (off / change) ** 0.5
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written a second by a plain copy of 256 MB, one thread, CPU time, the best of five."""
+    source = np.ones(1 << 25, np.float64)
+    target = np.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        began = time.process_time()
+        np.copyto(target, source)
+        best = min(best, time.process_time() - began)
+    return 2 * source.nbytes / best
+
+
+def main() -> int:
+    """Our side: merge and write. The start of the interpreter and its imports count on both sides."""
+    folder = Path(sys.argv[1])
+    from tasks.export.model import export_model
+    from tasks.merging.base import open_base
+    from tasks.merging.plan import Parent, check_parents
+    from tasks.merging.stream import merged_stream
+
+    base = open_base(folder / "base")
+    parents = [Parent(f"p{place}:1", f"p{place}", folder / f"p{place}", "base") for place in range(PARENTS)]
+    export_model(folder / "ours", base, merged_stream(check_parents(parents, base), "ties_mergekit", density=DENSITY))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
