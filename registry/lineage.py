@@ -135,23 +135,22 @@ def _lineage(session: Session, root: str, direction: Direction, ids: Select[Any]
     """Nodes and links among the versions `ids`; on the way down, only links between root and descendants."""
     named: dict[int, str] = {}
     nodes = dict(content)
-    gone = WithdrawalRow.version_id.is_not(None)
-    columns = select(VersionRow.id, VersionRow.name, VersionRow.number, VersionRow.kind, VersionRow.artifact, gone)
-    joined = columns.outerjoin(WithdrawalRow, WithdrawalRow.version_id == VersionRow.id)
-    for row_id, name, number, kind, artifact, withdrawn in session.execute(
-        joined.where(VersionRow.id.in_(ids)).order_by(VersionRow.id)
-    ):
+    gone = set(session.scalars(select(WithdrawalRow.version_id)))
+    row, edge = VersionRow.__table__.c, EdgeRow.__table__.c  # plain columns: thousands of rows need no object each
+    columns = select(row.id, row.name, row.number, row.kind, row.artifact)
+    for row_id, name, number, kind, artifact in session.execute(columns.where(row.id.in_(ids)).order_by(row.id)):
+        withdrawn = row_id in gone
         ref = named[row_id] = f"{name}:{number}"
         label = f"{ref} ({kind}, withdrawn)" if withdrawn else f"{ref} ({kind})"
-        nodes[ref] = Node(ref, kind, label, {"artifact": artifact, "withdrawn": bool(withdrawn)})
+        nodes[ref] = Node(ref, kind, label, {"artifact": artifact, "withdrawn": withdrawn})
     links = []
-    targets = (EdgeRow.parent_id, *(getattr(EdgeRow, kind) for kind in CONTENT))
-    edges = select(EdgeRow.child_id, EdgeRow.role, *targets).where(EdgeRow.child_id.in_(ids))
+    edges = select(edge.child_id, edge.role, edge.parent_id, *(edge[kind] for kind in CONTENT))
+    edges = edges.where(edge.child_id.in_(ids))
     if direction == "down":
         kind, _, digest = root.partition(":")
-        inside = EdgeRow.parent_id.is_not(None)
-        edges = edges.where(or_(inside, getattr(EdgeRow, kind) == digest) if kind in CONTENT else inside)
-    for child_id, role, parent_id, *digests in session.execute(edges.order_by(EdgeRow.child_id, EdgeRow.place)):
+        inside = edge.parent_id.is_not(None)
+        edges = edges.where(or_(inside, edge[kind] == digest) if kind in CONTENT else inside)
+    for child_id, role, parent_id, *digests in session.execute(edges.order_by(edge.child_id, edge.place)):
         if parent_id is None:
             parent = next(f"{kind}:{digest}" for kind, digest in zip(CONTENT, digests, strict=True) if digest)
         elif parent_id in named:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, aliased
 
 from registry import evaluations
@@ -130,10 +130,11 @@ def records(session: Session, rows: Sequence[VersionRow]) -> tuple[VersionRecord
     return tuple(_record(row, bodies[row.spec], tuple(parents[row.id])) for row in rows)
 
 
-def refs(session: Session, ids: Sequence[int]) -> tuple[VersionRef, ...]:
-    """Name, number and kind of these versions, in the order of registration."""
-    query = select(VersionRow.name, VersionRow.number, VersionRow.kind).where(VersionRow.id.in_(ids))
-    return tuple(VersionRef(*row) for row in session.execute(query.order_by(VersionRow.id)))
+def refs(session: Session, ids: Select[Any]) -> tuple[VersionRef, ...]:
+    """Name, number and kind of the versions whose ids are asked for, in the order of registration."""
+    row = VersionRow.__table__.c  # plain columns: thousands of rows need no object each
+    query = select(row.name, row.number, row.kind).where(row.id.in_(ids)).order_by(row.id)
+    return tuple(map(VersionRef._make, session.execute(query)))
 
 
 def edges_of(session: Session, child_ids: Sequence[int]) -> Iterator[tuple[int, str, str]]:
@@ -186,13 +187,13 @@ def _target(session: Session, ref: str) -> dict[str, Any]:
 def _foreign_parents(
     session: Session, draft: VersionDraft, targets: list[tuple[str, dict[str, Any]]]
 ) -> Iterator[Problem]:
-    """What is merged shares one base; updates of different weights do not add up."""
+    """What is made from a version shares its base; updates of different weights do not add up."""
     for role, target in targets:
-        if draft.kind == "merged" and role == "parent" and "parent_id" in target:
+        if "parent_id" in target and role not in NOT_CONTAINED:
             parent = session.get_one(VersionRow, target["parent_id"])
             if parent.base != draft.base:
                 wrong = f"{parent.name}:{parent.number} is on base {parent.base[:12]}, this is on {draft.base[:12]}"
-                yield Problem("E-LEDGER-006", "parents", wrong, "merge adapters of one base")
+                yield Problem("E-LEDGER-006", "parents", wrong, "combine adapters of one base")
 
 
 def _record(row: VersionRow, spec: Mapping[str, Any], parents: tuple[Parent, ...]) -> VersionRecord:

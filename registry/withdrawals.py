@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session, aliased
 
 from registry.errors import IntegrityError, Problem, Unknown
@@ -21,16 +21,18 @@ from registry.tables import EdgeRow, OutboxRow, VersionRow, WithdrawalRow
 NOT_CONTAINED = ("previous", "judged")
 
 
-def containing(session: Session, ref: str) -> tuple[int, ...]:
-    """Ids of the versions that a version, base, data set or code went into, in the order of registration.
+def containing(session: Session, ref: str) -> Select[Any]:
+    """The question for the ids of the versions that a version, base, data set or code went into.
 
     Raises:
         Unknown: for what is not in the ledger.
     """
     kind, _, digest = ref.partition(":")
+    if kind == "base":  # whatever is made from a version has its base
+        return select(VersionRow.id).where(VersionRow.base == find_content(session, kind, digest).digest)
     if kind in CONTENT:
-        return _made_with(session, getattr(EdgeRow, kind) == find_content(session, kind, digest).digest)
-    return _made_with(session, EdgeRow.parent_id == find_version(session, ref).id)
+        return _made_with(getattr(EdgeRow, kind) == find_content(session, kind, digest).digest)
+    return _made_with(EdgeRow.parent_id == find_version(session, ref).id)
 
 
 def withdraw(session: Session, ref: str, actor: str, reason: str, at: datetime) -> tuple[WithdrawalRecord, ...]:
@@ -43,7 +45,7 @@ def withdraw(session: Session, ref: str, actor: str, reason: str, at: datetime) 
         remedy = "withdraw each version that `factory lineage --contains` names"
         raise Unknown.one("E-LEDGER-023", ref, "is not a version", remedy)
     cause = find_version(session, ref)
-    ids = (cause.id, *containing(session, f"{cause.name}:{cause.number}"))
+    ids = (cause.id, *sorted(session.scalars(containing(session, f"{cause.name}:{cause.number}"))))
     known = set(session.scalars(select(WithdrawalRow.version_id).where(WithdrawalRow.version_id.in_(ids))))
     new = [version_id for version_id in ids if version_id not in known]
     for version_id in new:
@@ -96,8 +98,8 @@ def refuse_withdrawn(session: Session, ids: Sequence[int]) -> None:
         raise IntegrityError(*problems)
 
 
-def _made_with(session: Session, first_step: ColumnElement[bool]) -> tuple[int, ...]:
+def _made_with(first_step: ColumnElement[bool]) -> Select[Any]:
     carries = EdgeRow.role.not_in(NOT_CONTAINED)
     found = select(EdgeRow.child_id.label("id")).where(first_step, carries).cte("found", recursive=True)
     further: Any = select(EdgeRow.child_id).join(found, EdgeRow.parent_id == found.c.id).where(carries)
-    return tuple(sorted(session.scalars(select(found.union(further).c.id))))
+    return select(found.union(further).c.id)
