@@ -1,21 +1,39 @@
-"""Texts as points: the mean of an encoder's last hidden states, of unit length; near points say nearly the same."""
+"""Texts as points: the mean of a model's last hidden states, of unit length; near points say nearly the same.
+
+Reimers & Gurevych 2019, arXiv:1908.10084, section 3, take the mean over the tokens that are there. A text without any
+token lies at the origin. Texts are cut at `longest` tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tasks.training.base import Base
 
 BATCH = 64
 
 
-def embedded(texts: Sequence[str], folder: Path, *, longest: int = 128, threads: int | None = None) -> np.ndarray:
-    """One point a text, (texts, width) float32 of length 1, from the encoder or causal model in `folder`.
+def points_of(base: Base, texts: Sequence[str], *, longest: int = 128) -> np.ndarray:
+    """One point a text, (texts, width), from a loaded base without any adapter: the same whatever it was taught."""
 
-    Texts are cut at `longest` tokens. The mean runs over the tokens that are there (Reimers & Gurevych 2019,
-    arXiv:1908.10084, section 3). A text without any token lies at the origin.
-    """
+    def hidden(ids: Any, mask: Any) -> Any:
+        with base.autocast():
+            said = base.model(
+                input_ids=ids.to(base.device), attention_mask=mask.to(base.device), output_hidden_states=True
+            )
+        return said.hidden_states[-1].float().cpu()
+
+    base.model.eval()
+    return _means(base.tokenizer, texts, longest, hidden)
+
+
+def embedded(texts: Sequence[str], folder: Path, *, longest: int = 128, threads: int | None = None) -> np.ndarray:
+    """One point a text, (texts, width), from the encoder or causal model in `folder`."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -23,9 +41,17 @@ def embedded(texts: Sequence[str], folder: Path, *, longest: int = 128, threads:
     model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     if threads is not None:
         torch.set_num_threads(threads)
+    return _means(
+        tokenizer, texts, longest, lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
+    )
+
+
+def _means(tokenizer: Any, texts: Sequence[str], longest: int, hidden: Callable[..., Any]) -> np.ndarray:
+    import torch
+
     rows = [ids[:longest] for ids in tokenizer(list(texts))["input_ids"]] if len(texts) else []
-    points = np.zeros((len(rows), int(model.config.hidden_size)), np.float32)
     order = sorted((i for i, ids in enumerate(rows) if ids), key=lambda i: len(rows[i]))
+    points: np.ndarray | None = None
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         width = max(len(rows[i]) for i in batch)
@@ -34,7 +60,9 @@ def embedded(texts: Sequence[str], folder: Path, *, longest: int = 128, threads:
             ids[line, : len(rows[i])] = torch.tensor(rows[i])
             mask[line, : len(rows[i])] = 1
         with torch.inference_mode():
-            hidden = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+            states = hidden(ids, mask.long())  # (batch, width, hidden)
+        mean = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        if points is None:
+            points = np.zeros((len(rows), mean.shape[1]), np.float32)
         points[batch] = torch.nn.functional.normalize(mean, dim=1).numpy()
-    return points
+    return np.zeros((len(rows), 1), np.float32) if points is None else points

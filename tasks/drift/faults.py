@@ -69,7 +69,8 @@ def _echoed(reference: Observed, window: Observed) -> float:
     from scipy.stats import binom
 
     graded = [value for value in reference.outcomes if value is not None and math.isfinite(value)]
-    said = [a.strip() == b.strip() for a, b in zip(window.predictions, window.labels, strict=True) if b is not None]
+    rows = zip(window.predictions, window.labels, window.outcomes, strict=True)
+    said = [a.strip() == b.strip() and right == 1 for a, b, right in rows if b is not None]
     if len(graded) < 20 or len(said) < 20:
         return 0.0
     skill = (sum(graded) + 1) / (len(graded) + 2)  # never quite 1: a perfect record is no proof of perfection

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
 
 from tasks.errors import DataRefused, Problem, raise_if_any
 
@@ -15,7 +17,7 @@ class Observed:
     `tokens` are the ids of the base's tokenizer, or empty tuples where it was not at hand. `confidences` are the served
     adapter's own (mean token probability, or largest softmax), None where not logged. `labels` and `outcomes` (0 to 1,
     graded against ground truth, never against the adapter's answer) are None until they are known. `sources` names the
-    senders and may be left out.
+    senders, `points` are embeddings (width,) of unit length; both may be left out.
 
     >>> Observed(("hi",), tokens=((7,),), confidences=(0.9,), predictions=("a",), labels=(None,), outcomes=(None,)).rows
     1
@@ -31,11 +33,13 @@ class Observed:
     labels: tuple[str | None, ...]
     outcomes: tuple[float | None, ...]
     sources: tuple[str, ...] = ()
+    points: tuple[np.ndarray, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         columns = {column.name: len(getattr(self, column.name)) for column in fields(self)}
-        if not self.sources:
-            del columns["sources"]
+        for name in ("sources", "points"):
+            if not getattr(self, name):
+                del columns[name]
         raise_if_any(
             DataRefused,
             (

@@ -9,7 +9,14 @@ from tasks.drift.estimate import Estimate
 from tasks.drift.statistics import STATISTICS
 
 Verdict = Literal[
-    "not enough data", "no drift", "input shift", "label shift", "concept shift", "performance loss", "pipeline fault"
+    "not enough data",
+    "no drift",
+    "input shift",
+    "new topic",
+    "label shift",
+    "concept shift",
+    "performance loss",
+    "pipeline fault",
 ]
 Action = Literal["nothing", "watch", "ask for labels", "retrain with replay", "stop and look"]
 
@@ -68,6 +75,13 @@ class DriftReport:
         return tuple(one for one in self.evidence if one.moved)
 
     @property
+    def expected_gain(self) -> float | None:
+        """What a retrain would gain if it brought the score back to the reference's; None where nothing is graded."""
+        if self.score_reference is None or self.score_window is None:
+            return None
+        return self.score_reference - self.score_window
+
+    @property
     def sentence(self) -> str:
         """The verdict in one plain line: cause, cost, evidence, action."""
         causes = [one.sentence for one in self.moved if one.signal != "score"]
@@ -91,5 +105,6 @@ class DriftReport:
         return {
             **asdict(self),
             "score_estimated": self.score_estimated and list(self.score_estimated),
+            "expected_gain": self.expected_gain,
             "sentence": self.sentence,
         }

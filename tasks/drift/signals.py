@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.drift.nearness import Scope, scope_of
 from tasks.drift.observed import Observed
 from tasks.drift.permutation import near_pairs
 from tasks.drift.statistics import STATISTICS, Measured
@@ -34,6 +35,14 @@ class Paired:
     by_word: bool
 
     @cached_property
+    def scope(self) -> Scope | None:
+        """Which window rows of the sample lie outside of the reference; None without embeddings on both sides."""
+        if not self.sample.points or min(self.in_window.sum(), (~self.in_window).sum()) < LEAST_VALUES:
+            return None
+        points = np.stack(self.sample.points)
+        return scope_of(points[~self.in_window], points[self.in_window])
+
+    @cached_property
     def bags(self) -> tuple[Any, tuple[Any, ...]]:
         return bags_of(terms_of(self.sample, by_word=self.by_word))
 
@@ -51,6 +60,7 @@ def paired(reference: Observed, window: Observed, chance: np.random.Generator) -
         old.predictions + new.predictions,
         old.labels + new.labels,
         old.outcomes + new.outcomes,
+        points=old.points + new.points if old.points and new.points else (),
     )
     return Paired(reference, window, both, np.arange(both.rows) >= old.rows, speaks_in_words(reference))
 
@@ -110,6 +120,24 @@ def _bags(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator
     if not pair.bags[0].nnz:
         return None
     return Measured(*measure(pair.bags[0], pair.in_window, chance, most=most))
+
+
+def _points(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator, most: int) -> Measured | None:
+    if pair.scope is None:
+        return None
+    return Measured(*measure(np.stack(pair.sample.points), pair.in_window, chance))
+
+
+def _outside(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator, most: int) -> Measured | None:
+    return None if pair.scope is None else Measured(pair.scope.foreign, pair.scope.p)
+
+
+def _outside_examples(pair: Paired) -> tuple[str, ...]:
+    if pair.scope is None:
+        return ()
+    texts = [text for text, inside in zip(pair.sample.inputs, pair.in_window, strict=True) if inside]
+    far = [shown(text) for text, out in zip(texts, pair.scope.outside, strict=True) if out]
+    return tuple(dict.fromkeys(far))[:SHOWN]
 
 
 def _label_bags(pair: Paired) -> tuple[Any, tuple[str, ...], np.ndarray] | None:
@@ -239,8 +267,8 @@ def _relabelled_examples(pair: Paired) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Signal:
     """A row. `material` is the smallest effect, in the statistic's unit, that counts. `tells` says what has moved when
-    it moves: the inputs, the mix of labels, the set of classes, the concept (other labels for the same inputs), or the
-    adapter's answers or confidence."""
+    it moves: the inputs, the mix of labels, the set of classes, the topics, the concept (other labels for the same
+    inputs), or the adapter's answers or confidence."""
 
     name: str
     tells: str
@@ -266,6 +294,8 @@ SIGNALS: tuple[Signal, ...] = (  # the most telling first: a sentence shows the 
     Signal("labels of near-same inputs", "concept", "pairs", 0.05, _near_same, _relabelled_examples),
     Signal("new labels", "classes", "new_terms", 0.02, _new_labels, _new_label_examples),
     Signal("labels", "labels", "chi2", 0.02, _mix(_labels), _mix_examples(_labels)),
+    Signal("rows out of scope", "topics", "outside", 0.05, _outside, _outside_examples),
+    Signal("embeddings", "inputs", "auc", 0.05, _points, _vocabulary_examples),
     Signal("new words", "inputs", "new_terms", 0.03, _bags, _new_word_examples),
     Signal("vocabulary", "inputs", "js_rows", 0.003, _bags, _vocabulary_examples),
     Signal("predicted labels", "answers", "chi2", 0.02, _mix(_answers), _mix_examples(_answers)),

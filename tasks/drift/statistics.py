@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tasks.drift.nearness import scope_of
 from tasks.drift.permutation import bag_mmd, new_terms, pair_disagreement, term_divergence
 
 SMALLEST_EXPECTED = 5.0
@@ -185,6 +186,43 @@ def score_fall(reference: Sequence[float], window: Sequence[float], *, confidenc
     return Fall(p - q, low, high, chance)
 
 
+def classifier_auc(
+    points: np.ndarray, in_window: np.ndarray, chance: np.random.Generator, *, folds: int = 2, ridge: float = 1.0
+) -> Measured:
+    """How well a linear classifier tells window from reference rows that it has not seen: AUC - 1/2 (Lopez-Paz & Oquab
+    2017, arXiv:1610.06545).
+
+    Ridge regression on `points` (rows, width), fitted on one half and asked about the other. Each half's AUC has the
+    Mann-Whitney distribution when nothing moved; the smaller p-value counts twice (Bonferroni over the halves).
+
+    >>> chance = np.random.default_rng(0)
+    >>> rows = chance.standard_normal((300, 4)) + np.outer(np.arange(300) >= 150, [1, 0, 0, 0])
+    >>> classifier_auc(rows, np.arange(300) >= 150, chance).value > 0.15
+    True
+    """
+    from scipy.stats import mannwhitneyu
+
+    fold = np.empty(len(points), dtype=int)
+    for side in (False, True):
+        rows = np.flatnonzero(in_window == side)
+        fold[chance.permutation(rows)] = np.arange(len(rows)) % folds
+    values, chances = [], []
+    for held in range(folds):
+        fit, asked = fold != held, fold == held
+        mean = points[fit].mean(0)
+        centred = points[fit] - mean
+        spread = centred.T @ centred
+        scale = ridge * max(float(np.trace(spread)) / spread.shape[0], 1e-12)
+        wanted = np.where(in_window[fit], 1 / in_window[fit].sum(), -1 / (~in_window[fit]).sum())
+        weights = np.linalg.solve(spread + scale * np.eye(len(spread)), centred.T @ wanted)
+        score = (points[asked] - mean) @ weights
+        marks = in_window[asked]
+        answer = mannwhitneyu(score[marks], score[~marks], alternative="greater", method="asymptotic")
+        values.append(float(answer.statistic) / (marks.sum() * (~marks).sum()) - 0.5)
+        chances.append(float(answer.pvalue))
+    return Measured(float(np.mean(values)), min(1.0, folds * min(chances)))
+
+
 @dataclass(frozen=True)
 class Statistic:
     """A row. `applies_to`: numbers (two arrays), mixes (two count vectors over the same cells), outcomes (two arrays in
@@ -213,6 +251,10 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType({row.name: row for row in
               "rows", "bits above chance", term_divergence),
     Statistic("mmd", "MMD, cosine kernel, permuted", "Gretton et al. 2012, JMLR 13",
               "rows", "squared distance above chance", bag_mmd),
+    Statistic("outside", "rows beyond the reference's own tail", "Sun et al. 2022; Fisher 1935",
+              "rows", "of the rows above chance", scope_of),
+    Statistic("auc", "classifier two-sample test", "Lopez-Paz & Oquab 2017; Mann & Whitney 1947",
+              "rows", "AUC above chance", classifier_auc),
     Statistic("new_terms", "rows with an unseen term, permuted", "Besag & Clifford 1991, Biometrika 78(2)",
               "rows", "of the rows above chance", new_terms),
     Statistic("pairs", "unlike labels of near-same rows, permuted", "Friedman & Rafsky 1979, Ann. Stat. 7(4)",

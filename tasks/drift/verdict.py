@@ -12,6 +12,7 @@ import numpy as np
 
 from tasks.drift.estimate import estimated_score
 from tasks.drift.faults import Found, faults_of
+from tasks.drift.nearness import foreign_chances
 from tasks.drift.observed import Observed
 from tasks.drift.permutation import term_divergence
 from tasks.drift.report import Action, DriftReport, Evidence, Verdict
@@ -20,6 +21,7 @@ from tasks.drift.statistics import Fall, Measured, holm, score_fall
 from tasks.specs import DriftSpec
 
 CONFIDENCE = 0.95
+SCORE_SHARE = 0.5  # of the false alarms, where the score is known: it is what everything else only hints at
 SET_ASIDE_LIMIT = 0.2
 EXPLAINED = 0.25  # of the words' whole divergence: what may remain within the labels when the mix explains it
 RENAMED = 0.3  # share of never-seen labels, on inputs that stayed: so many new topics could not hide among the words
@@ -28,9 +30,10 @@ RENAMED = 0.3  # share of never-seen labels, on inputs that stayed: so many new 
 def judge(reference: Observed, window: Observed, drift: DriftSpec, *, seed: int, set_aside: int = 0) -> DriftReport:
     """The verdict on `window` against `reference`.
 
-    At most `drift.false_alarm` of quiet windows get a verdict other than "no drift": the p-values of all available
-    signals and of the score are corrected together (Holm). A fall of the score counts when its lower 95 % bound also
-    exceeds `drift.score_drop`. `set_aside` counts rows of the window's traffic that were malformed.
+    At most `drift.false_alarm` of quiet windows get a verdict other than "no drift": half of it is the score's, where
+    one is known, and the p-values of all available signals share the rest (Holm). A fall of the score asks for a
+    retrain when its lower 95 % bound also exceeds `drift.score_drop`. `set_aside` counts rows of the window's traffic
+    that were malformed.
 
     The same arguments give the same report. Permutation tests draw up to twice as often as the correction needs.
 
@@ -66,13 +69,14 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
     graded = min(len(before), len(after)) >= drift.min_rows
     fall = score_fall(before.tolist(), after.tolist(), confidence=CONFIDENCE) if graded else None
     p_values = [1.0 if measure.p is None else measure.p for _, measure in found]
-    *sure, fell = holm([*p_values, fall.p if fall else 1.0], drift.false_alarm)
+    sure = holm(p_values, drift.false_alarm * (1 - SCORE_SHARE) if fall else drift.false_alarm)
+    fell = fall is not None and fall.p <= drift.false_alarm * SCORE_SHARE
     moved = [
         signal for (signal, measure), yes in zip(found, sure, strict=True) if yes and measure.value >= signal.material
     ]
     lost = fell and fall is not None and fall.low > drift.score_drop
     told, known = ({signal.tells for signal in signals} for signals in (moved, (signal for signal, _ in found)))
-    verdict = _cause(pair, told, known, lost, drift, seed)
+    verdict = _cause(pair, told, known, fell and fall is not None and fall.fall >= drift.score_drop, drift, seed)
     guess = (pair.reference.confidences, pair.reference.outcomes, pair.window.confidences)
     return DriftReport(
         verdict=verdict,
@@ -87,8 +91,19 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
         n=pair.window.rows,
         graded=len(after),
         n_reference=pair.reference.rows,
-        score_estimated=None if fall else estimated_score(*guess, seed=seed),
+        score_estimated=None if fall else estimated_score(*guess, foreign=_foreign(pair), seed=seed),
     )
+
+
+def _foreign(pair: Paired) -> np.ndarray | None:
+    """Each window row's chance of being of a topic that the reference lacks; None where that cannot be told."""
+    if not pair.sample.points or pair.window.rows != pair.in_window.sum():
+        return None
+    sure, points = pair.sample.confidences, np.stack(pair.sample.points)
+    if any(value is None or not math.isfinite(value) for value in sure):
+        return None
+    values, old = np.array(sure, dtype=float), ~pair.in_window
+    return foreign_chances(points[old], points[~old], values[old], values[~old])
 
 
 def _evidence(signal: Signal, measure: Measured, pair: Paired, moved: bool) -> Evidence:
@@ -123,18 +138,18 @@ def _unweighed(
     )
 
 
-def _cause(pair: Paired, told: set[str], known: set[str], lost: bool, drift: DriftSpec, seed: int) -> Verdict:
-    """`told` is what moved, `known` what could be measured."""
+def _cause(pair: Paired, told: set[str], known: set[str], fell: bool, drift: DriftSpec, seed: int) -> Verdict:
+    """`told` is what moved, `known` what could be measured; `fell`: the score surely fell, and by as much as counts."""
     if "concept" in told or ("classes" in told and _never_seen(pair) >= RENAMED and told <= {"classes", "labels"}):
         return "concept shift"
-    if "classes" in told:
-        return "input shift"  # a class that the reference lacks is a topic that it lacks
+    if told & {"classes", "topics"}:
+        return "new topic"  # a class that the reference lacks is a topic that it lacks
     mix_moved = "labels" in told or ("answers" in told and "labels" not in known)
     if mix_moved and (told == {"labels"} or _mix_explains_inputs(pair, drift, seed)):
         return "label shift"
-    if told & {"inputs", "labels"} or (told and not lost):
+    if told & {"inputs", "labels"} or (told and not fell):
         return "input shift"
-    return "performance loss" if lost else "no drift"  # inputs as before: other answers are the loss, not its cause
+    return "performance loss" if fell else "no drift"  # inputs as before: other answers are the loss, not its cause
 
 
 def _never_seen(pair: Paired) -> float:
@@ -172,6 +187,6 @@ def _action(verdict: Verdict, lost: bool, fell: bool, fall: Fall | None, drift: 
         return "stop and look"  # replay would teach the old label against the new one: a person must say which holds
     if lost:
         return "retrain with replay"
-    if fall is not None and fall.high <= drift.score_drop:
+    if verdict == "performance loss" or (fall is not None and fall.high <= drift.score_drop):
         return "watch"
     return "ask for labels"

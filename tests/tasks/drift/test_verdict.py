@@ -100,13 +100,13 @@ def test_relabelled_rows_are_shown_with_both_labels(desk) -> None:
     assert len(pairs.examples) >= 3
 
 
-def test_a_class_that_the_reference_lacks_is_an_input_shift_and_a_renamed_one_is_not(desk) -> None:
+def test_a_class_that_the_reference_lacks_is_a_new_topic_and_a_renamed_one_is_not(desk) -> None:
     reference, window = desk().seen(600, 0), desk(new_rows=0.2).seen(300, 1)
     fresh = tuple(
         "planets" if "pluto" in text else label for text, label in zip(window.inputs, window.labels, strict=True)
     )
     entered = judge(reference, replace(window, labels=fresh), DRIFT, seed=0)
-    assert entered.verdict == "input shift"
+    assert entered.verdict == "new topic"
     assert "'planets'" in entered.sentence
     quiet = desk().seen(300, 2)
     renamed = judge(reference, replace(quiet, labels=tuple(label.upper() for label in quiet.labels)), DRIFT, seed=0)
@@ -216,7 +216,7 @@ def test_a_fall_asks_for_a_retrain_only_when_its_bound_exceeds_the_limit(desk) -
     """0.92 to 0.86 is a sure fall of about 0.06, but it may well be 0.04."""
     reference, window = with_score(desk().seen(1000, 0), 920), with_score(desk().seen(600, 1), 516)
     near = judge(reference, window, DriftSpec(score_drop=0.05), seed=0)
-    assert (near.verdict, near.action) == ("no drift", "watch")
+    assert (near.verdict, near.action) == ("performance loss", "watch")
     assert near.drop_low is not None
     assert 0 < near.drop_low < 0.05 < near.score_reference - near.score_window
     over = judge(reference, window, DriftSpec(score_drop=0.03), seed=0)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.drift.attempts import next_attempt
+from tasks.promotion import Decision, Gate
+from tasks.specs import AdapterSpec
+
+
+def spec(**changes: Any) -> AdapterSpec:
+    tree = {
+        "task": "triage",
+        "kind": "generation",
+        "base": {"model": "/nowhere"},
+        "data": {"source": "rows.jsonl", "prompt": "{text}", "completion": "{label}"},
+        "retrain": {"replay_share": 0.5, "start": "champion", "rate_factor": 0.5, **changes},
+    }
+    return AdapterSpec.model_validate(tree)
+
+
+def refused(*failed: str, bound: float = -0.2, measured: float = -0.1) -> Decision:
+    names = ("gain on fresh rows", "kept on test of 1234", "gain over the base")
+    gates = [Gate(n, measured, bound if n in failed else 0.5, 0.0, 90, n not in failed) for n in names]
+    return Decision("triage:2", tuple(gates))
+
+
+@pytest.mark.parametrize("start", ["champion", "base"])
+def test_what_was_lost_is_replayed_more_and_the_slice_is_named(start: str) -> None:
+    change = next_attempt(spec(start=start), refused("kept on test of 1234"))
+    assert change is not None
+    assert change.spec.retrain.replay_share == 0.75
+    assert change.spec.retrain.rate_factor == (0.25 if start == "champion" else 0.5)
+    assert change.sentence.startswith("it lost test of 1234 by 0.100: replay 50% -> 75%")
+
+
+def test_too_little_gain_gets_more_room() -> None:
+    faster = next_attempt(spec(), refused("gain on fresh rows"))
+    assert faster is not None
+    assert faster.spec.retrain.rate_factor == 1.0
+    assert next_attempt(faster.spec, refused("gain on fresh rows")) is None
+    larger = next_attempt(spec(start="base"), refused("gain on fresh rows"))
+    assert larger is not None
+    assert larger.spec.method.rank == 32
+
+
+def test_every_attempt_differs_from_all_before_and_the_changes_end() -> None:
+    for failed in ("kept on test of 1234", "gain on fresh rows"):
+        for start in ("champion", "base"):
+            seen, now = [], spec(start=start)
+            while now is not None and len(seen) < 100:
+                assert now not in seen
+                assert now.retrain.replay_share <= 0.8
+                assert now.method.rank <= 128
+                seen.append(now)
+                change = next_attempt(now, refused(failed))
+                now = change and change.spec
+                if failed.startswith("kept") and start == "champion" and len(seen) == 12:
+                    break  # ever smaller steps never end by themselves: `retrain.attempts` bounds them
+            assert len(seen) <= 12
+
+
+def test_nothing_is_tried_again_where_nothing_was_refused_or_rows_are_too_few() -> None:
+    assert next_attempt(spec(), refused()) is None
+    assert next_attempt(spec(), refused("kept on test of 1234", bound=0.1)) is None
