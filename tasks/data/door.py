@@ -95,7 +95,12 @@ def admit(
     sieve.sift("one_input_one_target", kept.contradicting)
     sieve.sift("one_side_per_input", kept.leaking)
     alike = likeness(
-        kept.rows, spec.data.near, judged=judged, field=asked, on_progress=partial(on_progress, "near pairs")
+        kept.rows,
+        spec.data.near,
+        judged=judged,
+        field=asked,
+        template=spec.data.prompt,
+        on_progress=partial(on_progress, "near pairs"),
     )
     out = {row.at for row in alike.repeating} if spec.data.near.repeats == "drop" else set()
     sieve.take(alike.leaking if spec.data.near.leaks == "quarantine" else [], alike.checks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,9 +89,20 @@ def example_of(spec: AdapterSpec, record: Mapping[str, Any], row: int, file: str
     return Example(key_of(asked), asked, answer, row, file)
 
 
-def length_text(kind: str, example: Example) -> str:
-    """What `max_tokens` bounds: prompt and completion; of a classification only the text, for its label is no token."""
-    return example.input + example.target if kind == "generation" else example.input
+def without_template(template: str | None, text: str) -> str:
+    """An input without the words that its template puts before and behind it in every row.
+
+    >>> without_template("Question: {text}\\nAnswer:", "Question: where is it?\\nAnswer:")
+    'where is it?'
+    """
+    if template is None:
+        return text
+    before, behind, fields = "", "", 0
+    for literal, name, _, _ in string.Formatter().parse(template):
+        before, behind = before + literal * (not fields), behind + literal * bool(fields)
+        if name is not None:
+            fields, behind = fields + 1, ""
+    return text.removeprefix(before).removesuffix(behind)
 
 
 def _unique(names: tuple[str, ...]) -> tuple[str, ...]:

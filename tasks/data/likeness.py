@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tasks.data.admission import Check, Fallen, NearPair, shown
+from tasks.data.examples import without_template
 from tasks.data.leakage import Placed
 from tasks.data.near import Twin, sketches, twins
 from tasks.specs import NearSpec, Side
@@ -34,20 +35,22 @@ def likeness(
     *,
     judged: Mapping[str, str],
     field: str,
+    template: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Likeness:
     """Near pairs among rows of which no two have the same input on two sides; a row that judges leaks into nothing.
 
-    `judged` maps earlier test inputs to their slice.
+    `judged` maps earlier test inputs to their slice. What `template` says in every row makes no two of them alike.
     """
     rows = list({row.example.key: row for row in reversed(rows)}.values())[::-1]  # an input with many answers, once
-    texts = [row.example.input for row in rows]
+    texts = [without_template(template, row.example.input) for row in rows]
     sketch = sketches(texts, on_progress)
     found = twins(texts, [_RANK[row.side] for row in rows], near.similarity, sketch)
     leaks = {at: _pair("leak", rows[at], rows[twin.other], twin) for at, twin in sorted(found.leaks.items())}
     repeats = {at: _pair("repeat", rows[at], rows[twin.other], twin) for at, twin in sorted(found.repeats.items())}
     learned = [at for at, row in enumerate(rows) if row.side != "test"]
-    earlier = _earlier([rows[at] for at in learned], judged, near.similarity, sketch[learned])
+    before = {without_template(template, text): name for text, name in judged.items()}
+    earlier = _earlier([rows[at] for at in learned], [texts[at] for at in learned], before, near, sketch[learned])
     notice = None
     if judged:
         notice = _check("no_near_frozen_row", earlier, len(learned), near, critical=near.leaks != "warn")
@@ -64,15 +67,17 @@ def likeness(
     )
 
 
-def _earlier(rows: Sequence[Placed], judged: Mapping[str, str], at_least: float, sketch: Any) -> list[NearPair]:
+def _earlier(
+    rows: Sequence[Placed], texts: Sequence[str], judged: Mapping[str, str], near: NearSpec, sketch: Any
+) -> list[NearPair]:
     """Rows that are nearly an earlier test row, each with it."""
     import numpy as np
 
     if not judged or not rows:
         return []
-    before, texts = list(judged), [row.example.input for row in rows]
+    before = list(judged)
     both = np.concatenate([sketches(before), sketch])
-    found = twins([*before, *texts], [0] * len(before) + [1] * len(rows), at_least, both).leaks
+    found = twins([*before, *texts], [0] * len(before) + [1] * len(rows), near.similarity, both).leaks
     return [
         _pair("leak", rows[at - len(before)], None, twin, judged[before[twin.other]], before[twin.other])
         for at, twin in sorted(found.items())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.data import admission, examples, labels, reading, splits
-from tasks.data.examples import VISIBLE, example_of, key_of, length_text, normalised
+from tasks.data.examples import VISIBLE, example_of, key_of, normalised
 from tasks.data.labels import COMPARED, nearest_labels, spelt_otherwise
 
 
@@ -47,12 +47,6 @@ def test_a_generation_example_is_its_two_templates_filled_in(asks):
     spec = asks("/a.jsonl", prompt="{title}: {body}\n=>", completion=" {intent}")
     example = example_of(spec, {"title": "Card", "body": "{late} %s", "intent": "wait", "other": 3}, row=7)
     assert (example.input, example.target, example.row) == ("Card: {late} %s\n=>", " wait", 7)
-    assert length_text(spec.kind, example) == "Card: {late} %s\n=> wait"
-
-
-def test_a_classification_label_costs_no_tokens(asks):
-    spec = asks("/a.jsonl", text="message", label="intent")
-    assert length_text(spec.kind, example_of(spec, {"message": "late", "intent": "wait"}, row=1)) == "late"
 
 
 def test_the_most_frequent_spelling_of_a_class_is_the_usual_one():

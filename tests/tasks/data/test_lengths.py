@@ -73,3 +73,9 @@ def test_an_answer_without_a_token_is_kept_out_because_nothing_would_be_learned(
     admission = admit(asks(write(tmp_path / "a.jsonl", rows), **template), count_tokens=blind)
     assert [(bad.row, bad.guard, bad.field) for bad in admission.quarantined] == [(6, "target_has_tokens", "label")]
     assert admission.lengths["train"]["tokens"]["max"] == 1 + 6 + 1 + 1
+
+
+def test_a_classification_label_costs_no_tokens(tmp_path, asks, write, clean):
+    rows = [row | {"label": f"a class of five words {at % 2}"} for at, row in enumerate(clean(60))]
+    admission = admit(asks(write(tmp_path / "a.csv", rows), max_tokens=8), count_tokens=words)
+    assert admission.lengths["train"]["tokens"]["max"] == 6

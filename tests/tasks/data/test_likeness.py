@@ -93,3 +93,14 @@ def test_one_input_with_many_good_answers_is_no_near_repeat_of_itself(tmp_path, 
     rows += [{"text": f"{chr(97 + at % 26) * 9}{at} {at * 7919}", "label": "x"} for at in range(60)]
     spec = asks(write(tmp_path / "a.csv", rows), prompt="{text}", completion="{label}", metric="token_accuracy")
     assert admit(spec).near == ()
+
+
+def test_words_of_the_template_make_no_two_inputs_alike(tmp_path, asks, write):
+    rows = [{"text": f"{chr(97 + at % 26) * 9}{at} {at * 7919}", "label": "ab"[at % 2]} for at in range(80)]
+    long = (
+        "You answer for a shop that sells kettles, and you are polite. {{rules}} The customer writes: {text}\nYou say:"
+    )
+    spec = asks(write(tmp_path / "a.csv", rows), prompt=long, completion="{label}")
+    admission = admit(spec, judged={long.replace("{{rules}}", "{rules}").format(rules="{rules}", text="zzz"): "old"})
+    assert admission.near == ()
+    assert [notice.passed for notice in admission.around.notices if notice.name == "no_near_frozen_row"] == [True]
