@@ -2,9 +2,9 @@
 
     python benchmarks/ledger_scale.py [--versions 10000] [--repeats 40] [--plans]
 
-Each question is asked of many different subjects; `--plans` prints how SQLite goes about it. The last line is JSON:
-the worst 95 % quantile in milliseconds, and each question's own; once by the clock, and once in processor time, which is
-the same on a machine that has other things to do. `first_ms` is a question that was not asked before.
+Each question is asked of many different subjects; `--plans` prints how SQLite goes about it. The last line is JSON: the
+worst 95 % quantile in milliseconds, and each question's own; by the clock, and in processor time, which hardly depends
+on what else the machine does. `first_ms` is a question that was not asked before.
 """
 
 from __future__ import annotations
