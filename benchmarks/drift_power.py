@@ -35,6 +35,7 @@ from tasks.drift.verdict import judge
 from tasks.specs import DriftSpec
 
 WINDOW, COST = 300, 0.05
+QUIET = ("no drift", "not enough data")
 Row = dict[str, str]
 
 
@@ -100,10 +101,10 @@ class Embeddings:
 
 
 def served(name: str, known: Sequence[Row], points: Callable[..., np.ndarray], chance: np.random.Generator) -> Served:
-    """Half of the known rows teach, at most 1,000 are the frozen reference, the rest is for windows."""
+    """Two fifths of the known rows teach, at most 1,000 are the frozen reference, the rest is for windows."""
     rows = [known[i] for i in chance.permutation(len(known))]
-    teach = len(rows) // 2
-    judge_on = min(1000, 3 * len(rows) // 8)
+    teach = 2 * len(rows) // 5
+    judge_on = min(1000, teach)
     model = LogisticRegression(C=10.0, max_iter=300)
     model.fit(points([row["text"] for row in rows[:teach]]), [row["label"] for row in rows[:teach]])
     made = Served(name, model, points, Observed((), (), (), (), (), ()), tuple(rows[teach + judge_on :]))
@@ -228,7 +229,7 @@ def main() -> None:
         picked = [home.quiet[i] for i in chance.choice(len(home.quiet), rows, replace=False)]
         window = home.seen(picked, labelled=number % 2 == 0)
         report = judge(home.reference, window, drift, seed=number)
-        if report.verdict != "no drift":
+        if report.verdict not in QUIET:
             alarms[f"{home.name}: {report.sentence[:240]}"] += 1
         if report.score_estimated is not None:
             errors.append(abs(report.score_estimated.score - home.score(picked)))
@@ -250,7 +251,7 @@ def main() -> None:
             labelled = number % 2 == 0
             rows = shift.drawn(chance, WINDOW)
             report = judge(shift.served.reference, shift.served.seen(rows, labelled=labelled), drift, seed=number)
-            hits[labelled] += report.verdict != "no drift"
+            hits[labelled] += report.verdict not in QUIET
             verdicts[report.verdict] += 1
             fits = report.verdict if report.verdict not in shift.expected else "as expected"
             confusion.setdefault("/".join(shift.expected), Counter())[fits] += 1

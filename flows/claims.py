@@ -60,14 +60,14 @@ def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | None
     if not finding:
         return
     who, window = flow_run_id() or uuid.uuid4().hex, str(finding["window"])
-    if str(finding["version"]) != champion.ref:
-        wrong = f"the event is about {finding['version']}, which is not served any more"
-        raise GateRefused.one("E-GATE-005", champion.ref, wrong, "nothing to do: watch judges the new champion")
     taken = claimant_of(home, champion.name, window)
     if taken == who:
         return
     if taken is not None:
         raise _claimed(champion.name, window)
+    if str(finding["version"]) != champion.ref:
+        wrong = f"the event is about {finding['version']}, which is not served any more"
+        raise GateRefused.one("E-GATE-005", champion.ref, wrong, "nothing to do: watch judges the new champion")
     lease = home.ledger.take_lease(f"retrain:{champion.name}", holder=who, seconds=LEASE_SECONDS)
     if lease is None:
         wrong = "another event of this task is being weighed"

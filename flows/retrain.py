@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prefect import flow
@@ -33,10 +33,11 @@ from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
 from tasks.data.examples import Example
+from tasks.drift.attempts import next_attempt
 from tasks.errors import SpecRefused
+from tasks.evaluation.comparison import Interval, gain
 from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
 from tasks.specs import AdapterSpec, SplitSpec
-
 
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
 
@@ -54,6 +55,11 @@ class RetrainOutcome:
     fresh: str
     decision: Decision
     promoted: bool
+
+    @property
+    def gain(self) -> Interval:
+        """What the candidate gained over the champion on the fresh rows, with its lower bound."""
+        return gain(self.scores["candidate"][self.fresh].outcomes, self.scores["champion"][self.fresh].outcomes)
 
 
 @flow(name="retrain", description="Fresh traffic plus replay, trained, held against the champion on new and old rows.")
@@ -82,12 +88,35 @@ def retrain(
     claim(home, champion, finding)
     source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion)
     spec = asked_spec(champion, source, replay_share, start)
+    fresh = validated(home, spec, purpose="traffic")
+    asked_plainly = replay_share is not None or start is not None  # a recipe that somebody chose is not changed
+    outcome = attempted(home, spec, champion, fresh)
+    for _ in range(0 if asked_plainly else spec.retrain.attempts - 1):
+        change = None if outcome.decision.passed else next_attempt(spec, outcome.decision)
+        if change is None:
+            break
+        voice.say(f"  {outcome.version.ref} is refused: {change.sentence}")
+        spec = change.spec
+        outcome = attempted(home, spec, champion, fresh)
+    outcome = replace(outcome, promoted=promote and outcome.decision.passed)
+    said_gain(outcome, finding)
+    if outcome.promoted:
+        moved(home, outcome.version, outcome.decision, champion)
+    else:
+        voice.say(f"  {outcome.version.ref} is kept, not promoted: {outcome.decision.sentence}")
+    publish_retrain(home, outcome)
+    mirrored(home)
+    return outcome
+
+
+def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset) -> RetrainOutcome:
+    """One candidate: trained, registered and held against base and champion on every slice; not promoted yet."""
+    task = champion.name
     voice.say(
         f"{task}: retraining {champion.ref} with {spec.retrain.replay_share:.0%} replay, from the {spec.retrain.start}"
     )
     base = identified(home, spec.base)
     known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
-    fresh = validated(home, spec, purpose="traffic")
     planned(spec, base, fresh)
     replay = replayed(spec, fresh, known)
     slices = [slice_of(spec, fresh, name="fresh"), *(slice_of(spec, data) for data in known)]
@@ -120,19 +149,18 @@ def retrain(
                 version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)
     answers_are_wanted_soon()
     scores = side_by_side(home, spec, version, champion, slices, known)
-    decision = judged(spec, version, scores)
     for name in [s.name for s in slices]:
         line = ", ".join(f"{who} {scores[who][name].score:.3f}" for who in scores)
         voice.say(f"  on {name} (n={scores['candidate'][name].n}): {line}")
-    promoted = promote and decision.passed
-    if promoted:
-        moved(home, version, decision, champion)
-    else:
-        voice.say(f"  {version.ref} is kept, not promoted: {decision.sentence}")
-    outcome = RetrainOutcome(version, champion, scores, "fresh", decision, promoted)
-    publish_retrain(home, outcome)
-    mirrored(home)
-    return outcome
+    return RetrainOutcome(version, champion, scores, "fresh", judged(spec, version, scores), False)
+
+
+def said_gain(outcome: RetrainOutcome, finding: Mapping[str, Any] | None) -> None:
+    """What the finding promised beside what came of it, on the fresh rows that judge."""
+    expected = (finding or {}).get("expected_gain")
+    if expected is not None:
+        promised = f"expected {expected:+.3f}"
+        voice.say(f"  gain on fresh rows: {promised}, came {outcome.gain.mean:+.3f} (bound {outcome.gain.low:+.3f})")
 
 
 def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:

@@ -110,6 +110,7 @@ def call_for_retrain(home: Home, champion: VersionRecord, finding: FindingRecord
             "version": champion.ref,
             "window": finding.window_digest,
             "verdict": finding.verdict,
+            "expected_gain": finding.report.get("expected_gain"),
             "traffic": source,
         }
         emit_event(DRIFT_EVENT, resource=drift_resource(champion.name), payload=payload)
@@ -180,16 +181,21 @@ def reference_examples(home: Home, champion: VersionRecord, spec: AdapterSpec) -
 
 @on_gpu
 def observed(spec: AdapterSpec, adapter: Path, *groups: Sequence[Example]) -> list[Observed]:
-    """What the served adapter says to each group of rows, and how sure it is."""
+    """What the served adapter says to each group of rows, how sure it is, and where the base places them."""
+    from tasks.drift.embedding import points_of
     from tasks.evaluation.scoring import answers
     from tasks.methods.build import attached
     from tasks.training.base import load_base
 
     base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
     found = []
+    with threads(spec.resources.threads):
+        points = [points_of(base, [row.input for row in rows]) for rows in groups]
     longest = max((len(base.tokenizer(row.target)["input_ids"]) for rows in groups for row in rows), default=1)
     with threads(spec.resources.threads), attached(base, adapter) as model:
-        for rows in groups:  # all of them may say as much, also those whose truth is not known yet
+        for rows, places in zip(
+            groups, points, strict=True
+        ):  # all of them may say as much, also those whose truth is not known yet
             inputs = tuple(row.input for row in rows)
             said = answers(base, model, inputs, max_new_tokens=longest + 8)
             found.append(
@@ -200,6 +206,7 @@ def observed(spec: AdapterSpec, adapter: Path, *groups: Sequence[Example]) -> li
                     predictions=tuple(answer.text for answer in said),
                     labels=tuple(row.target for row in rows),
                     outcomes=tuple(float(answer.text == row.target) for answer, row in zip(said, rows, strict=True)),
+                    points=tuple(places),
                 )
             )
     return found
