@@ -15,10 +15,11 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from real_merges_tasks import Task, remembered, tasks_of, trained
@@ -36,6 +37,7 @@ from tasks.methods.build import attached
 from tasks.training.encoding import encode
 from tasks.training.head import start_head_from_class_means
 
+SIDES = ("validation", "test")
 LESSON_ROWS = 400
 GRID: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
     ("average", (1.0,), (1.0,)),
@@ -59,12 +61,14 @@ class Bench:
     most: Mapping[str, int]
     cache: Path
 
-    def rows(self, task: Task, side: str) -> tuple[Example, ...]:
-        return task.rows[side][: self.most[side]]
+    def rows(self, task: Task, *sides: str) -> tuple[Example, ...]:
+        return tuple(row for side in sides for row in task.rows[side][: self.most[side]])
 
-    def known(self, model: str, task: Task, side: str, measure: Callable[[], Scores]) -> Scores:
-        keys = "".join(row.key for row in self.rows(task, side))
-        return remembered(self.cache, f"{model} on {side} of {task.name}: {task.spec.metric} {keys}", measure)
+    def known(self, model: str, task: Task, sides: Sequence[str], measure: Callable[[], Scores]) -> Scores:
+        keys = "".join(row.key for row in self.rows(task, *sides))
+        return remembered(
+            self.cache, f"{model} on {', '.join(sides)} of {task.name}: {task.spec.metric} {keys}", measure
+        )
 
     @property
     def experts(self) -> str:
@@ -121,25 +125,30 @@ class Setting:
 
 def before_and_alone(bench: Bench, folders: Mapping[str, Path]) -> dict[str, dict[str, Scored]]:
     """Side to the untouched base (classes from the means of its own features) and each expert, per task."""
-    found: dict[str, dict[str, Scored]] = {side: {"base": {}, "experts": {}} for side in ("validation", "test")}
-    for task in bench.tasks:
-        for side in found:
-            for who in found[side]:
+    found: dict[str, dict[str, Scored]] = {side: {"base": {}, "experts": {}} for side in SIDES}
+    for task, who in itertools.product(bench.tasks, ("base", "experts")):
 
-                def measure(task: Task = task, side: str = side, who: str = who) -> Scores:
-                    alone = (
-                        untouched(task.base, task.rows["train"][:CLASS_ROWS])
-                        if who == "base"
-                        else attached(task.base, folders[task.name])
-                    )
-                    with alone as model:
-                        return score(task.base, model, bench.rows(task, side), task.spec.metric)
+        def measure(task: Task = task, who: str = who) -> Scores:
+            if who == "base":
+                alone: Any = untouched(task.base, task.rows["train"][:CLASS_ROWS])
+            else:
+                alone = attached(task.base, folders[task.name])
+            with alone as model:
+                return score(task.base, model, bench.rows(task, *SIDES), task.spec.metric)
 
-                found[side][who][task.name] = bench.known(f"{who} {folders[task.name].name}", task, side, measure)
-    for side, who in itertools.product(found, ("base", "experts")):
+        both = bench.known(f"{who} {folders[task.name].name}", task, SIDES, measure)
+        for side in SIDES:
+            found[side][who][task.name] = part(both, bench.rows(task, side))
+    for side, who in itertools.product(SIDES, ("base", "experts")):
         shown = ", ".join(f"{name} {s.mean:.3f}" for name, s in found[side][who].items())
         print(f"{side} {who}: {shown}", flush=True)
     return found
+
+
+def part(scores: Scores, rows: tuple[Example, ...]) -> Scores:
+    """The scores of some of the rows."""
+    by_key = dict(zip(scores.keys, scores.outcomes, strict=True))
+    return Scores(scores.metric, tuple(row.key for row in rows), tuple(by_key[row.key] for row in rows))
 
 
 def candidates(plan: MergePlan) -> Iterator[tuple[str, list[tuple[str, Callable[[], Updates], float]]]]:
@@ -201,7 +210,7 @@ def scored(bench: Bench, plan: MergePlan, rule: str, one: Setting, side: str, *,
                     start_head_from_class_means(task.base, model, encode(task.base, task.rows["train"][:CLASS_ROWS]))
                 return score(task.base, model, bench.rows(task, side), task.spec.metric)
 
-        found[task.name] = bench.known(f"{rule}, {one.how}, of {bench.experts}", task, side, measure)
+        found[task.name] = bench.known(f"{rule}, {one.how}, of {bench.experts}", task, (side,), measure)
     return found
 
 

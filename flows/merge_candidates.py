@@ -143,15 +143,16 @@ def updates_of(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, settin
 
     if setting.rule in MEASURED:
         if setting.rule not in plan.measured:
-            plan.measured[setting.rule] = measured_updates(experts, plan)
+            plan.measured[setting.rule] = measured_updates(spec, experts, plan, setting.rule)
         return plan.measured[setting.rule]
     weights = dict(setting.weights)
     return dict(merged_updates(plan.parents, setting.rule, weights=weights, density=setting.density, seed=spec.seed))
 
 
-def measured_updates(experts: Sequence[Expert], plan: Planned) -> dict[str, Any]:
-    """The regression mean over the parents' validation rows."""
+def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, rule: str) -> dict[str, Any]:
+    """The regression mean over the parents' validation rows, or what a short training from there on them gives."""
     from tasks.merging.apply import fill
+    from tasks.merging.distillation import distilled
     from tasks.merging.regression import regression_mean
     from tasks.training.encoding import encode
 
@@ -160,10 +161,16 @@ def measured_updates(experts: Sequence[Expert], plan: Planned) -> dict[str, Any]
     rows = {e.task: encode(dense_base(e), [x for s in e.slices["validation"] for x in s.examples]) for e in experts}
     began = time.monotonic()
 
-    def show(done: int, total: int) -> None:
-        voice.bar("regression mean: layer", done, total, (time.monotonic() - began) / done * (total - done))
+    def show(done: int, total: int, loss: float | None = None) -> None:
+        what = "regression mean: layer" if loss is None else "distillation: step"
+        voice.bar(what, done, total, (time.monotonic() - began) / done * (total - done))
 
-    return regression_mean(base, plan.parents, rows, on_layer=show)
+    if "regmean" not in plan.measured:
+        plan.measured["regmean"] = regression_mean(base, plan.parents, rows, on_layer=show)
+    if rule == "regmean":
+        return plan.measured["regmean"]
+    began = time.monotonic()
+    return distilled(base, plan.parents, rows, plan.measured["regmean"], seed=spec.seed, on_step=show)
 
 
 def retentions(

@@ -92,7 +92,8 @@ def distilled(
 def _lessons(base: Base, plan: MergePlan, rows: Mapping[str, Sequence[Encoded]]) -> list[Lesson]:
     """Batches of all tasks in turn, each with its own expert's answers."""
     by_task: list[list[Lesson]] = []
-    for parent, update in zip(plan.parents, plan.updates, strict=True):
+    in_order = sorted(zip(plan.parents, plan.updates, strict=True), key=lambda pair: pair[1].digest)  # not by place
+    for parent, update in in_order:
         own = {name: _stored(plan, update.delta(name), name) for name in update.modules}
         ordered = sorted(rows[parent.task], key=lambda row: row.length)
         by_task.append([])
