@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 from prefect import flow
 
-from flows.learn import planned, scored, settled, slice_of, trained
+from flows.learn import Slice, planned, scored, settled, slice_of, threads, trained
+from flows.policy import on_gpu
 from flows.progress import voice
 from flows.publish import publish_comparison
 from flows.report import Bytes, Seconds, Share, Table
@@ -15,9 +17,22 @@ from flows.validate import identified, validated
 from flows.wiring import opened
 from registry.records import EvaluationRecord
 from tasks.errors import Problem, SpecRefused, raise_if_any
-from tasks.methods.catalogue import METHODS
+from tasks.methods.catalogue import METHODS, refusal_of
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec, MethodSpec
+
+TIMED_ROWS = 32
+NOTE = """95 % intervals on the test rows; peak memory above what was held when training began; forgotten: nats per
+token on text that the base writes itself; a pass over test rows, the base's own being 1."""
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What serving costs: seconds of a forward pass over the base's, and nats per token that the base forgets."""
+
+    attached: float
+    merged: float | None
+    forgotten: float | None
 
 
 @dataclass(frozen=True)
@@ -28,9 +43,11 @@ class Row:
     rank: int
     seed: int
     trainable_share: float
+    peak_bytes: int
     seconds: float
     bytes: int
     scores: EvaluationRecord
+    upkeep: Upkeep
 
 
 @flow(name="compare", description="Train one task with several methods and ranks, and put the results side by side.")
@@ -57,6 +74,7 @@ def compare(spec_path: str, methods: list[str] | None = None, ranks: list[int] |
         for rank in ranks or [spec.method.rank]
         for seed in range(spec.seed, spec.seed + seeds)
     ]
+    refuse_impossible(settings)
     plans = [planned(each, base, data) for each in settings]
     rows = []
     for each, plan in zip(settings, plans, strict=True):
@@ -66,10 +84,10 @@ def compare(spec_path: str, methods: list[str] | None = None, ranks: list[int] |
         with trained(home, each, learn, choose, name=name, tags=tags, datasets=[data]) as candidate:
             after = scored(each, [test], candidate.folder)[test.name]
             size = sum(path.stat().st_size for path in candidate.folder.iterdir())
+            upkeep = upkeep_of(each, candidate.folder, test)
         share = candidate.figures["trainable_parameters"] / plan.parameters
-        rows.append(
-            Row(each.method.name, each.method.rank, each.seed, share, candidate.figures["train_seconds"], size, after)
-        )
+        cost = (int(candidate.figures["peak_above_start_bytes"]), candidate.figures["train_seconds"], size)
+        rows.append(Row(each.method.name, each.method.rank, each.seed, share, *cost, after, upkeep))
     table = as_table(spec, rows, before)
     publish_comparison(home, spec.task, table)
     return table
@@ -89,6 +107,40 @@ def refuse_unknown(methods: list[str], ranks: list[int]) -> None:
     raise_if_any(SpecRefused, found)
 
 
+def refuse_impossible(settings: list[AdapterSpec]) -> None:
+    """
+    Raises:
+        SpecRefused: for each method that cannot be trained on this base or for this kind of task, with the reason.
+    """
+    found = {}
+    for each in settings:
+        narrowed = each.method.targets != "all-linear" or each.method.layers is not None
+        if why := refusal_of(each.method.name, each.base.quantization, each.kind, narrowed):
+            found[each.method.name] = Problem("E-SPEC-042", f"methods: {each.method.name}", why, "leave it out")
+    raise_if_any(SpecRefused, found.values())
+
+
+@on_gpu
+def upkeep_of(spec: AdapterSpec, folder: Path, test: Slice) -> Upkeep:
+    """Measured on the first test rows: the adapter attached, and merged where the method allows."""
+    from tasks.evaluation.upkeep import forgetting, merged_copy, own_loss, own_texts, pass_seconds
+    from tasks.methods.build import attached
+    from tasks.training.base import load_base
+    from tasks.training.encoding import encode
+
+    base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+    rows, texts = encode(base, test.examples[:TIMED_ROWS]), own_texts(base)
+    with threads(spec.resources.threads):
+        alone = pass_seconds(base, base.model, rows)
+        before = own_loss(base, texts) if texts else 0.0
+        with attached(base, folder) as model:
+            beside = pass_seconds(base, model, rows) / alone
+            forgotten = forgetting(base, model, texts, before) if texts else None
+        apart = merged_copy(base, folder) if METHODS[spec.method.name].mergeable else None
+        merged = pass_seconds(base, apart, rows) / alone if apart is not None else None
+    return Upkeep(beside, merged, forgotten)
+
+
 def setting(spec: AdapterSpec, method: str, rank: int, seed: int) -> AdapterSpec:
     """The spec with another method, rank and seed, alpha / rank as before."""
     ratio = spec.method.alpha_value / spec.method.rank
@@ -98,8 +150,9 @@ def setting(spec: AdapterSpec, method: str, rank: int, seed: int) -> AdapterSpec
 
 def as_table(spec: AdapterSpec, rows: list[Row], before: EvaluationRecord) -> Table:
     """The comparison, the untouched base first."""
+    score = (before.score, before.low, before.high, before.n)
     lines: list[tuple[object, ...]] = [
-        ("untouched base", "", "", Share(0), Seconds(0), Bytes(0), before.score, before.low, before.high, before.n)
+        ("untouched base", "", "", Share(0), Bytes(0), Seconds(0), Bytes(0), *score, 0.0, None, 1.0, None)
     ]
     lines += [
         (
@@ -107,14 +160,31 @@ def as_table(spec: AdapterSpec, rows: list[Row], before: EvaluationRecord) -> Ta
             r.rank,
             r.seed,
             Share(r.trainable_share),
+            Bytes(r.peak_bytes),
             Seconds(r.seconds),
             Bytes(r.bytes),
             r.scores.score,
             r.scores.low,
             r.scores.high,
             r.scores.n,
+            r.upkeep.forgotten,
+            METHODS[r.method].mergeable,
+            r.upkeep.attached,
+            r.upkeep.merged,
         )
         for r in rows
     ]
-    columns = ("method", "rank", "seed", "trainable share", "seconds", "bytes", spec.metric, "low", "high", "n")
-    return Table(f"{spec.task}: methods compared", columns, tuple(lines), "95 % intervals on the test rows")
+    columns: tuple[str, ...] = (
+        "method",
+        "rank",
+        "seed",
+        "trainable share",
+        "peak memory",
+        "seconds",
+        "bytes",
+        spec.metric,
+        "low",
+        "high",
+    )
+    columns += ("n", "forgotten", "mergeable", "pass attached", "pass merged")
+    return Table(f"{spec.task}: methods compared", columns, tuple(lines), NOTE)

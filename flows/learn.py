@@ -221,6 +221,7 @@ def trained(
                 "tokens_per_second": done.tokens_per_second,
                 "padding_share": done.padding_share,
                 "peak_bytes": float(done.peak_bytes),
+                "peak_above_start_bytes": float(done.peak_above_start_bytes),
                 "start_validation_loss": done.curve.start_loss if done.curve.start_loss is not None else float("nan"),
                 "best_validation_loss": done.curve.best.loss if done.curve.best else float("nan"),
             }

@@ -32,6 +32,7 @@ from tasks.training.head import start_head_from_class_means
 from tasks.training.interruption import Stopped
 from tasks.training.losses import answer_logits_of, summed_loss, validation_loss
 from tasks.training.lowrank import compute_in_few_passes
+from tasks.training.peak import Peak
 from tasks.training.state import RunState
 
 PROBED_ROWS = 8
@@ -52,6 +53,7 @@ class Trained:
     tokens_per_second: float
     padding_share: float
     peak_bytes: int
+    peak_above_start_bytes: int
     compute: str
     change: float
     micro_batch: int | None
@@ -102,7 +104,7 @@ def train_adapter(
     rows, held_out = encode(base, train), encode(base, validation)
     batches = _batches(spec, rows)
     lent = attached(base, start, trainable=True) if start else fresh_adapter(base, spec.method, spec.seed)
-    began = clock()
+    began, memory = clock(), Peak.begun(base.device)
     with lent as model, seeded(base.device, spec.seed), _recomputing(model, spec.training):
         train_only_what_it_says(model, spec.method)
         if base.kind == "classification" and start is None:
@@ -204,7 +206,8 @@ def train_adapter(
         seconds=seconds,
         tokens_per_second=state.tokens / max(seconds, 1e-9),
         padding_share=1 - state.tokens / max(state.padded, 1),
-        peak_bytes=_peak_bytes(base),
+        peak_above_start_bytes=memory.above_start_bytes(),
+        peak_bytes=memory.start_bytes + memory.above_start_bytes(),
         compute=base.compute_reason,
         change=change,
         micro_batch=state.micro_batch,
@@ -353,15 +356,3 @@ def _recomputing(model: Any, training: TrainingSpec) -> Iterator[None]:
     finally:
         if training.gradient_checkpointing:
             inner.gradient_checkpointing_disable()
-
-
-def _peak_bytes(base: Base) -> int:
-    """Most memory held: of the card, or resident in this process since it started."""
-    if base.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(base.device))
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage counts what the parent held when it forked, too
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -20,6 +20,12 @@ def test_every_method_and_rank_has_a_row_and_nothing_is_registered(factory: Any,
     parameters = {(row["method"], row["rank"]): row["trainable share"] for row in rows[1:]}
     assert parameters["lora", 4] == pytest.approx(2 * parameters["lora", 2])
     assert parameters["dora", 2] > parameters["lora", 2]
+    for row in rows[1:]:
+        assert row["mergeable"]
+        assert row["peak memory"] >= 0
+        assert row["pass attached"] > 0
+        assert row["pass merged"] > 0
+        assert abs(row["forgotten"]) < 1  # three steps forget little
     assert factory.remembered() == before
     assert factory.litter() == []
     experiment = factory.mlflow().get_experiment_by_name("tone")
@@ -39,6 +45,7 @@ def test_every_method_and_rank_has_a_row_and_nothing_is_registered(factory: Any,
         (("--ranks", "four"), "E-SPEC-014 --ranks: 'four' is no list of numbers"),
         (("--ranks", "0,4"), "E-SPEC-014 ranks: 0 is no rank"),
         (("--ranks", "4,65"), "E-SPEC-012 method.rank: rank 65 is above the dimension"),
+        (("--methods", "lora,full"), "E-SPEC-042 methods: full: 4-bit weights have no gradient"),
         (("--seeds", "0"), "E-SPEC-019 factory compare: "),
     ],
 )

@@ -1,0 +1,43 @@
+"""The most memory that a stretch of work held above what was held when it began."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+STATUS, MARKS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Begun at `start_bytes`; on a GPU of the card, else of this process as the kernel counts it."""
+
+    device: torch.device
+    start_bytes: int
+
+    @classmethod
+    def begun(cls, device: torch.device) -> Peak:
+        """From here on: the high-water mark is set back to what is held now (Linux; elsewhere it stays)."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return cls(device, int(torch.cuda.memory_allocated(device)))
+        with suppress(OSError):
+            MARKS.write_text("5")
+        return cls(device, resident("VmRSS"))
+
+    def above_start_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device)) - self.start_bytes
+        return max(0, resident("VmHWM") - self.start_bytes)
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (the most so far) of this process; getrusage counts what a parent held when it forked."""
+    if STATUS.is_file():
+        return int(STATUS.read_text().split(f"{field}:")[1].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
