@@ -290,8 +290,12 @@ def subject_of(evaluation: EvaluationRecord, subject: str) -> EvaluationRecord:
 
 
 def slice_of(spec: AdapterSpec, data: Dataset, side: Side = "test", name: str | None = None) -> Slice:
-    """A side of a snapshot, at most as many rows as the spec judges on: the first by hash, so always the same."""
-    rows = sorted(data.snapshot.examples(side), key=lambda example: example.key)[: spec.evaluation.max_rows]
+    """A side of a snapshot, at most as many rows as the spec judges on: the first by hash, so always the same.
+
+    An input with several right answers is judged once, by the first of them.
+    """
+    by_hash = sorted(data.snapshot.examples(side), key=lambda example: (example.key, example.target))
+    rows = list({example.key: example for example in reversed(by_hash)}.values())[::-1][: spec.evaluation.max_rows]
     return Slice(name or f"{side} of {data.digest[:8]}", data.digest, side, tuple(rows))
 
 
