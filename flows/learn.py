@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from flows.keep import base_files, bound
@@ -24,6 +25,7 @@ from tasks.errors import ArtifactRefused, GateRefused, Problem, SpecRefused
 from tasks.evaluation.comparison import interval
 from tasks.evaluation.scoring import Scores
 from tasks.memory import MemoryPlan, free_ram_bytes, plan_memory, read_shapes, refuse_if_too_large
+from tasks.planning import shapes_of
 from tasks.specs import SIDES, AdapterSpec, Side
 from tasks.training.curve import Curve
 from tasks.training.diagnosis import Finding, diagnose
@@ -135,16 +137,16 @@ def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
 def plan_run(
     spec: AdapterSpec, folder: Path, available_bytes: int | None = None, longest_tokens: int | None = None
 ) -> MemoryPlan:
-    """The memory plan of a spec on this machine (or on one with `available_bytes`), for rows of the longest length that
-    the spec allows, or of the longest that there is."""
-    on_gpu_here, free = _device_memory(spec)
-    if spec.resources.memory_gib is not None:
+    """The memory plan of a spec on this machine (or on a GPU with `available_bytes`), for rows of the longest length
+    that the spec allows, or of the longest that there is."""
+    on_gpu_here, free = _device_memory(spec) if available_bytes is None else (True, available_bytes)
+    if available_bytes is None and spec.resources.memory_gib is not None:
         free = int(spec.resources.memory_gib * 2**30)
     return plan_memory(
         spec,
-        read_shapes(folder),
-        available_bytes=available_bytes or free,
-        longest_tokens=longest_tokens or spec.data.max_tokens,
+        shapes_of(folder),
+        available_bytes=free,
+        longest_tokens=min(longest_tokens or spec.data.max_tokens, spec.data.max_tokens),
         on_gpu=on_gpu_here,
         half=on_gpu_here or spec.base.compute_dtype == "bfloat16",
     )
@@ -308,15 +310,17 @@ def registered(
     evaluations: Sequence[EvaluationRecord],
     beside: Mapping[str, EvaluationRecord],
     lease: LeaseRecord | None = None,
+    images: Mapping[str, bytes] = MappingProxyType({}),
 ) -> VersionRecord:
     """The candidate's files into the store, then its row into the ledger; a killed run leaves either nothing or all.
 
     Args:
         beside: models and their scores on the same rows, for the figure that is kept with the version.
         lease: the turn to make it; whoever lost it registers nothing.
+        images: further figures that are kept with the version, by file name.
     """
-    images = figures_of(candidate.spec.task, candidate.curve, candidate.findings, beside)
-    figures = home.store.put_files(images)
+    own = figures_of(candidate.spec.task, candidate.curve, candidate.findings, beside)
+    figures = home.store.put_files({**own, **images})
     artifact = home.store.put(candidate.folder)
     version = home.ledger.register(
         VersionDraft(

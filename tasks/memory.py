@@ -111,8 +111,7 @@ def plan_memory(
     Raises:
         SpecRefused: the method does not fit the base's modules.
     """
-    chosen = chosen_targets(shapes.linear, spec.method)
-    trainable = trainable_parameters(chosen, spec.method.rank, spec.method.name)
+    trainable = trainable_of(spec, shapes)
     if spec.kind == "classification":
         trainable += int(shapes.config.get("hidden_size", 768)) * max(len(spec.data.labels), 2)
 
@@ -125,6 +124,33 @@ def plan_memory(
         remedies = _fitting_changes(spec, lambda changed: sum(causes_of(changed).values()) <= available_bytes)
     batch = _rows_at_once(spec)
     return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, batch, longest_tokens, remedies)
+
+
+def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
+    """Trainable parameters of a spec's method on a base, its head excluded.
+
+    Norms and biases are one dimension each and are counted with what the linear layers are not, from above.
+
+    Raises:
+        SpecRefused: the method does not fit the base's modules.
+    """
+    name, rank = spec.method.name, spec.method.rank
+    hidden, layers = int(shapes.config.get("hidden_size", 768)), int(shapes.config.get("num_hidden_layers", 12))
+    heads = int(shapes.config.get("num_attention_heads", 12))
+    keys = int(shapes.config.get("num_key_value_heads") or heads) * int(
+        shapes.config.get("head_dim") or hidden // heads
+    )
+    counted = {
+        "full": shapes.parameters,
+        "layernorm": (4 * layers + 2) * hidden,
+        "bitfit": sum(rows for rows, _ in shapes.linear.values()) + (2 * layers + 1) * hidden,
+        "prefix": 2 * layers * rank * keys,
+        "prompt": rank * hidden,
+        "ptuning": rank * hidden + 3 * (hidden * hidden + hidden),
+    }
+    if name in counted:
+        return counted[name]
+    return trainable_parameters(chosen_targets(shapes.linear, spec.method), rank, name)
 
 
 def _rows_at_once(spec: AdapterSpec) -> int:
@@ -155,11 +181,12 @@ def _causes(
     kept_layers = 1 if spec.training.gradient_checkpointing else layers
     activations = tokens * (per_layer * kept_layers + (hidden * width * layers if kept_layers == 1 else 0))
     outputs = tokens * vocabulary * (4 + width) if spec.kind == "generation" else 0
+    own_width = width if spec.method.name == "full" else 4  # a full run trains the weights as they are held
     eight_bit = spec.training.optimizer == "paged_adamw_8bit" or (spec.training.optimizer == "auto" and on_gpu)
     causes = {
         "weights": weights,
-        "adapter": trainable * 4,
-        "gradients": trainable * 4,
+        "adapter": 0 if spec.method.name == "full" else trainable * 4,
+        "gradients": trainable * own_width,
         "optimizer": trainable * (2 if eight_bit else 8),
         "activations": activations,
         "outputs": outputs,

@@ -77,23 +77,26 @@ def validate(
 @app.command()
 def plan(
     spec: SpecPath,
-    device: Annotated[str | None, typer.Option(help="Memory of the device to plan for, such as 24GiB.")] = None,
+    device: Annotated[str | None, typer.Option(help="Memory of the GPU to plan for, such as 24GiB.")] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Rewrite the spec so that it fits; its comments stay.")] = False,
 ) -> None:
-    """What a training run will need in memory, before anything is loaded.
+    """What a training run will need in memory, before anything is loaded: the base's config is enough.
 
     Example: `factory plan examples/quickstart/triage.yaml --device 24GiB`
     """
     check_adapter_specs(spec)
     ready()
-    from flows.learn import plan_run
+    from flows.planning import made_to_fit, side_by_side
     from flows.publish import memory_table
-    from flows.validate import base_folder
     from tasks.memory import parse_size, refuse_if_too_large
     from tasks.spec_files import load_adapter_spec
 
+    room = parse_size(device) if device else None
+    changes = made_to_fit(spec, room) if fit else {}
     loaded = load_adapter_spec(spec)
-    made = plan_run(loaded, base_folder(loaded.base), parse_size(device) if device else None)
-    tell(made, memory_table(made))
+    made, table = side_by_side(loaded, room)
+    told = [f"{spec}: {path} is now {value}" for path, value in changes.items()]
+    tell(made, *told, memory_table(made), table)
     refuse_if_too_large(made, loaded)
 
 

@@ -251,3 +251,10 @@ def test_the_table_names_each_family_that_it_builds() -> None:
         "PROMPT_TUNING",
         "P_TUNING",
     }
+
+
+def test_the_page_about_methods_is_what_the_table_says() -> None:
+    from tasks.methods.document import methods_page
+
+    assert Path("docs/methods.md").read_text(encoding="utf-8") == methods_page()
+    assert all(f"`{name}`" in methods_page() for name in METHODS)

@@ -1,0 +1,55 @@
+"""A memory plan for people: the spec's own, the same task trained in other ways, and a spec made to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flows.learn import plan_run
+from flows.report import Bytes, Table
+from flows.validate import base_folder
+from registry.durable import replace_file
+from tasks.errors import SpecRefused
+from tasks.memory import MemoryPlan
+from tasks.planning import Planner, fitted, rewritten, variants
+from tasks.spec_files import load_adapter_spec
+from tasks.specs import AdapterSpec
+
+
+def planner(spec: AdapterSpec, room_bytes: int | None) -> Planner:
+    """Plans for this machine, or for a GPU of so many bytes; a local folder needs no more than its config."""
+    folder = Path(spec.base.model) if spec.base.is_folder else base_folder(spec.base)
+    return partial(plan_run, folder=folder, available_bytes=room_bytes)
+
+
+def side_by_side(spec: AdapterSpec, room_bytes: int | None = None) -> tuple[MemoryPlan, Table]:
+    """The spec's own plan, and full fine-tuning, LoRA and QLoRA of the same task beside one another."""
+    plan = planner(spec, room_bytes)
+    own, others = plan(spec), variants(spec, plan)
+    causes = list(dict.fromkeys(cause for other in others for cause in other.plan.causes))
+    rows: list[tuple[object, ...]] = [
+        (cause, *(Bytes(other.plan.causes.get(cause, 0)) for other in others)) for cause in causes
+    ]
+    rows.append(("peak", *(Bytes(other.plan.peak_bytes) for other in others)))
+    rows.append(("largest batch at once", *(other.largest_batch for other in others)))
+    note = f"rows of {own.tokens} tokens; {Bytes(own.available_bytes) / 2**30:.1f} GiB are there"
+    return own, Table("Trained in other ways", ("cause", *(other.name for other in others)), tuple(rows), note)
+
+
+def made_to_fit(path: str, room_bytes: int | None = None) -> Mapping[str, Any]:
+    """Rewrite a spec file with the fewest changes that make it fit; the same effective batch. What was changed.
+
+    Raises:
+        SpecRefused: nothing that the spec may change is enough; the file is as it was.
+    """
+    spec = load_adapter_spec(path)
+    try:
+        changes = fitted(spec, planner(spec, room_bytes))
+    except LookupError:
+        wrong = "does not fit, whatever is changed"
+        raise SpecRefused.one("E-SPEC-013", f"{path}:resources", wrong, "use a smaller base") from None
+    if changes:
+        replace_file(Path(path), rewritten(Path(path), changes).encode())
+    return changes

@@ -1,0 +1,64 @@
+"""The plan on the command line: three ways side by side, no weights needed, a spec made to fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+LARGE = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+@pytest.fixture
+def large(factory: Any, desk: Any) -> Any:
+    """A spec on an 8B base of which nothing but the config is here."""
+    folder = factory.folder / "large"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(LARGE))
+    return factory.spec(desk["tone"], "large", base__model=str(folder), base__quantization="none", method__rank=16)
+
+
+def test_a_base_without_weights_is_planned_in_three_ways(factory: Any, large: Any) -> None:
+    said = factory.run("plan", large, "--device", "80GiB")
+    assert said.code == 0, said.err
+    for words in (
+        "Memory plan",
+        "Trained in other ways",
+        "full",
+        "LoRA",
+        "QLoRA",
+        "largest batch at once",
+        "optimizer",
+    ):
+        assert words in said.out
+
+
+def test_what_does_not_fit_is_refused_and_made_to_fit_on_request(factory: Any, large: Any) -> None:
+    before = large.read_text()
+    refused = factory.run("plan", large, "--device", "12GiB")
+    assert refused.code == 2
+    assert refused.lines[-1].startswith("E-SPEC-013 ")
+    assert large.read_text() == before
+    said = factory.run("plan", large, "--device", "12GiB", "--fit")
+    assert said.code == 0, said.err
+    assert "base.quantization is now nf4" in said.out
+    assert factory.run("plan", large, "--device", "12GiB").code == 0
+    again = factory.run("plan", large, "--device", "12GiB", "--fit")
+    assert "is now" not in again.out
+
+
+def test_what_cannot_fit_is_left_as_it_was(factory: Any, large: Any) -> None:
+    before = large.read_text()
+    said = factory.run("plan", large, "--device", "1GiB", "--fit")
+    assert said.code == 2
+    assert "use a smaller base" in said.lines[-1]
+    assert large.read_text() == before
