@@ -55,7 +55,8 @@ class DriftReport:
 
     `drop_low` is the lower 95 % bound of the fall. `n` counts the window's rows, `graded` those with an outcome.
     `score_estimated` is what the confidences suggest for rows that nobody graded, as (score, low, high). `because` says
-    why there is no such judgement, or what broke.
+    why there is no such judgement, or what broke. `to_label` are positions of window rows, most telling first, where
+    labels are asked for.
     """
 
     verdict: Verdict
@@ -69,6 +70,7 @@ class DriftReport:
     n_reference: int = 0
     score_estimated: Estimate | None = None
     because: str = ""
+    to_label: tuple[int, ...] = ()
 
     @property
     def moved(self) -> tuple[Evidence, ...]:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from tasks.drift.asking import rows_to_label
 from tasks.drift.estimate import estimated_score
 from tasks.drift.faults import Found, faults_of
 from tasks.drift.nearness import foreign_chances
@@ -78,9 +79,10 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
     told, known = ({signal.tells for signal in signals} for signals in (moved, (signal for signal, _ in found)))
     verdict = _cause(pair, told, known, fell and fall is not None and fall.fall >= drift.score_drop, drift, seed)
     guess = (pair.reference.confidences, pair.reference.outcomes, pair.window.confidences)
+    action = _action(verdict, lost, fell, fall, drift)
     return DriftReport(
         verdict=verdict,
-        action=_action(verdict, lost, fell, fall, drift),
+        action=action,
         score_reference=float(before.mean()) if fall else None,
         score_window=float(after.mean()) if fall else None,
         drop_low=fall.low if fall else None,
@@ -92,6 +94,7 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
         graded=len(after),
         n_reference=pair.reference.rows,
         score_estimated=None if fall else estimated_score(*guess, foreign=_foreign(pair), seed=seed),
+        to_label=rows_to_label(pair.window) if action == "ask for labels" else (),
     )
 
 
