@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 from prefect import flow
 
+from flows.data_words import Pace, kept_out, warned_of
 from flows.keep import base_files
+from flows.known_data import answered, note_answer, question
 from flows.policy import cheap
 from flows.progress import voice
 from flows.publish import publish_validation
 from flows.wiring import Home, opened
-from registry.fingerprint import digest_of_file, fingerprint
+from registry.fingerprint import fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
-from tasks.data.admission import Admission, Around, Check
+from tasks.data.admission import Admission, Around
 from tasks.data.chat_templates import ending_check, template_tokens
 from tasks.data.door import admit
 from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.data.guess import is_data, spec_of_file
-from tasks.data.reading import digest_of
 from tasks.data.snapshot import Snapshot, read_snapshot, write_snapshot
 from tasks.drift.traffic import read_traffic
 from tasks.errors import DataRefused
 from tasks.memory import read_shapes
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec, BaseSpec
-
-INSPECTORS = ("detect_secrets", "phonenumbers", "py3langid")  # optional: what they find is in the report
 
 
 @dataclass(frozen=True)
@@ -107,8 +102,10 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, b
         DataRefused: the rows cannot be trusted.
     """
     traffic = expected_traffic(home, spec) if purpose == "training" and based else {}
-    asked = question(home, spec, purpose, traffic, based)
-    if asked and (known := answered(home, spec.task, asked)):
+    base = base_folder(spec.base) if based else None
+    asked = question(home, spec, source_name(spec.data.source), purpose, traffic, base)
+    if asked and (answer := answered(home, spec.task, asked)):
+        known = replace(remembered_dataset(home, answer.digest), around=answer.around)
         voice.say(f"  data {known.record.source}: nothing has changed since snapshot {known.digest[:12]}")
         told(known)
         return known
@@ -120,7 +117,7 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, b
         forbidden={example.key: name for example, name in judged},
         judged={example.input: name for example, name in judged},
         traffic=traffic,
-        known=[ending_check(base_folder(spec.base))] if based and spec.kind == "generation" else [],
+        known=[ending_check(base)] if base and spec.kind == "generation" else [],
         on_progress=Pace(),
     )
     staging = Path(tempfile.mkdtemp(dir=home.scratch()))
@@ -158,88 +155,6 @@ def told(data: Dataset) -> None:
     )
     for line in [*kept_out(snapshot), *warned_of([*snapshot.checks, *data.around.notices])]:
         voice.say(f"    {line}")
-
-
-class Pace:
-    """Says how far the door is, stage by stage."""
-
-    def __init__(self) -> None:
-        self.stage, self.began = "", 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self.stage:
-            self.stage, self.began = stage, time.monotonic()
-        spent = time.monotonic() - self.began
-        voice.bar(f"data: {stage}", done, total, spent * (total - done) / done if done else 0.0)
-
-
-def question(home: Home, spec: AdapterSpec, purpose: str, traffic: Mapping[str, str], based: bool) -> str | None:
-    """All that a snapshot depends on beside what judged before, as one digest; None where only reading can tell."""
-    source_digest = digest_of(spec.data)
-    if source_digest is None:
-        return None
-    tokenizer = base_folder(spec.base) / "tokenizer.json" if based else None
-    data = spec.data.model_dump(mode="json") | {"source": source_name(spec.data.source)}
-    return fingerprint(
-        {
-            "data": data,
-            "task": spec.task,
-            "kind": spec.kind,
-            "metric": spec.metric,
-            "purpose": purpose,
-            "source": source_digest,
-            "tokenizer": digest_of_file(tokenizer) if tokenizer and tokenizer.is_file() else None,
-            "traffic": sorted(traffic),
-            "code": home.code.digest,
-            "inspect": sorted(name for name in INSPECTORS if find_spec(name)),
-        }
-    )
-
-
-def answered(home: Home, task: str, asked: str) -> Dataset | None:
-    """The snapshot that answered the same question, unless rows that judge have joined the task since."""
-    try:
-        note = json.loads((home.settings.home / "validated" / f"{asked}.json").read_text("utf-8"))
-        digest, others = str(note["dataset"]), {*note["others"]}
-        if {record.digest for record in home.ledger.datasets(task)} - {digest} <= others:
-            notices = tuple(Check(**{**check, "samples": tuple(check["samples"])}) for check in note["notices"])
-            return replace(remembered_dataset(home, digest), around=Around(notices, dict(note["languages"])))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # a note that is gone or torn only costs another look at the data
-    return None
-
-
-def note_answer(home: Home, asked: str, digest: str, others: Sequence[str], around: Around) -> None:
-    """Remember which snapshot answered, so that the same question is not worked through again."""
-    path = home.settings.home / "validated" / f"{asked}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    note = {"dataset": digest, "others": sorted(others), **asdict(around)}
-    staging.write_text(json.dumps(note, ensure_ascii=False, default=str) + "\n", "utf-8")
-    staging.replace(path)
-
-
-def kept_out(snapshot: Snapshot) -> list[str]:
-    """The quarantine in a few lines: what was wrong, how often, in which rows, and one of the reasons."""
-    lines = []
-    for line in snapshot.reasons:
-        first = line["first"]
-        places = ", ".join(str(row["row"]) for row in first[:4]) + (", ..." if line["rows"] > 4 else "")
-        name = line["guard"].removeprefix("expect_column_values_to_").replace("_", " ")
-        where = f"{name}; {snapshot.row_unit} {places}"
-        lines.append(f"{line['rows']} x {line['field']} ({where}): {first[0]['reason'][:100]}")
-    return lines
-
-
-def warned_of(checks: Sequence[Check]) -> list[str]:
-    """Warnings, each with its count and its first sample."""
-    lines = []
-    for check in checks:
-        if check.severity == "warning" and not check.passed:
-            sample = f", such as {check.samples[0][:160]}" if check.samples else ""
-            name = check.name.replace("_", " ")
-            lines.append(f"warning: {name}: {check.unexpected:,} of {check.evaluated:,}{sample}")
-    return lines
 
 
 def remembered_dataset(home: Home, digest: str) -> Dataset:

@@ -113,9 +113,14 @@ def read_rows(data: DataSpec, on_progress: OnBytes = lambda done, total: None) -
 
 
 def digest_of(data: DataSpec) -> str | None:
-    """The digest that `read_rows` would give, from the bytes alone; None where only reading the rows can tell."""
-    if data.query is not None or not is_local(data.source):
+    """What says that a source holds what it held: its bytes, or the commit of a hub id; None where only rows can tell.
+
+    Of local data it is the digest that `read_rows` gives.
+    """
+    if data.query is not None:
         return None
+    if not is_local(data.source):
+        return f"{data.source}@{data.revision}" if data.revision else None
     source = Path(data.source)
     try:
         files = data_files(source) if source.is_dir() else [source]
