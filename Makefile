@@ -1,7 +1,7 @@
 # make demo: the whole cycle on the embedded base. make test: the tests. Both set up .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up setup real drift bench kill-campaign fuzz-data clean
+.PHONY: help demo test lint up setup real drift bench kill-campaign fuzz-data races clean
 
 # The first interpreter here that is new enough; PYTHON=... on the command line decides otherwise.
 FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -20,6 +20,7 @@ help:
 	@echo "make kill-campaign   kill training at random points, compare bytes (200 runs)"
 	@echo "make fuzz-data  damaged data files through the door (2,000 files)"
 	@echo "make drift  measure drift detection and retraining on real data sets (needs FACTORY_DATA)"
+	@echo "make races  8 promoters x 100 and random histories against a plain model"
 	@echo "make bench  measure speed against the field's tools"
 
 demo: $(STAMP)
@@ -65,6 +66,10 @@ fuzz-data: $(STAMP)
 # Training killed at 800 random instants over 200 runs; every result must be the bytes of a run left in peace.
 kill-campaign: $(STAMP)
 	@OMP_NUM_THREADS=1 .venv/bin/python benchmarks/kill_campaign.py --runs 200
+
+# The ledger's long campaigns; the tests hold their short forms.
+races: $(STAMP)
+	@FACTORY_TURNS=100 FACTORY_EXAMPLES=100 .venv/bin/pytest -q tests/registry/test_promotions.py tests/registry/test_machine.py
 
 clean:
 	@rm -rf .factory .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache examples/quickstart/data

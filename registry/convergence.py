@@ -210,6 +210,7 @@ class Convergence:
             previous_scores=self._ledger.evaluations(previous) if previous else (),
             above=self._ledger.lineage(version.ref, "up"),
             near=self._ledger.neighbourhood(version.ref),
+            withdrawal=self._ledger.withdrawal(version.ref),
         )
 
     # One name -------------------------------------------------------------------------------------------------------

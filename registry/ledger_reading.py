@@ -12,7 +12,7 @@ from registry import attempts, evaluations, findings, listing, outbox, promotion
 from registry.database import Database
 from registry.lineage import Direction, Lineage, neighbourhood, walk
 from registry.listing import ListedRecord
-from registry.names import challenger_row, champion_row, find_content, find_version, unknown_name
+from registry.names import challenger_row, champion_row, find_content, find_version, known_name
 from registry.records import (
     AttemptRecord,
     BaseRecord,
@@ -92,9 +92,9 @@ class LedgerReading:
         """The versions of a name, or of all names, in the order in which they were registered."""
         query = select(VersionRow).order_by(VersionRow.id)
         with self.database.reading() as session:
+            if name is not None:
+                known_name(session, name)
             rows = session.scalars(query if name is None else query.filter_by(name=name)).all()
-            if name is not None and not rows:
-                raise unknown_name(session, name)
             return versions.records(session, rows)
 
     def lineage(self, ref: str, direction: Direction = "up") -> Lineage:
@@ -159,8 +159,7 @@ class LedgerReading:
     def history(self, name: str) -> tuple[PromotionRecord, ...]:
         """Every promotion and rollback of a name, first to last."""
         with self.database.reading() as session:
-            if session.get(NameRow, name) is None:
-                raise unknown_name(session, name)
+            known_name(session, name)
             return promotions.chain(session, name)
 
     # Drift and work ---------------------------------------------------------------------------------------------------

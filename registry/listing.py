@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from registry.names import unknown_name
+from registry.names import known_name
 from registry.tables import NameRow, PromotionRow, VersionRow, WithdrawalRow
 
 
@@ -38,9 +38,7 @@ def of_name(session: Session, name: str) -> tuple[ListedRecord, ...]:
     Raises:
         Unknown: naming the nearest name.
     """
-    known = session.get(NameRow, name)
-    if known is None or not known.last_number:
-        raise unknown_name(session, name)
+    known_name(session, name)
     query = _listed(NameRow.last_number).join(NameRow, NameRow.name == VersionRow.name)
     return _records(session, query.where(VersionRow.name == name).order_by(VersionRow.number))
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from registry.errors import Problem, Unknown
 from registry.records import SHORT
-from registry.tables import BaseRow, CodeRow, DatasetRow, NameRow, PromotionRow, Table, VersionRow
+from registry.tables import BaseRow, CodeRow, DatasetRow, NameRow, PromotionRow, Table, VersionRow, WithdrawalRow
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<alias>[a-z]+)|:(?P<number>[1-9][0-9]{{0,8}}))?")
@@ -66,6 +66,18 @@ def find_version(session: Session, ref: str) -> VersionRow:
     return row
 
 
+def known_name(session: Session, name: str) -> NameRow:
+    """The row of a name. What cannot be a name is not even asked for: PostgreSQL takes no text with NUL.
+
+    Raises:
+        Unknown: naming the nearest name.
+    """
+    row = session.get(NameRow, name) if NAME.fullmatch(name) else None
+    if row is None:
+        raise unknown_name(session, name)
+    return row
+
+
 def unknown_name(session: Session, name: str) -> Unknown:
     known = session.scalars(select(NameRow.name).order_by(NameRow.name)).all()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
@@ -93,8 +105,10 @@ def champion_row(session: Session, name: str) -> VersionRow | None:
 
 
 def challenger_row(session: Session, name: str) -> VersionRow | None:
-    """The newest version, as long as it is newer than the champion and was never champion itself."""
+    """The newest version, as long as it is newer than the champion, was never champion itself, and is not withdrawn."""
     newest, champion = newest_row(session, name), last_promotion(session, name)
+    if newest is not None and session.get(WithdrawalRow, newest.id) is not None:
+        return None
     if newest is None or champion is None:
         return newest
     served = select(PromotionRow.id).where(PromotionRow.name == name, PromotionRow.number == newest.number).limit(1)

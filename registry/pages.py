@@ -12,7 +12,7 @@ from typing import Any
 
 from registry.lineage import Lineage, Node, mermaid, tree
 from registry.names import CONTENT
-from registry.records import SHORT, EvaluationRecord, PromotionRecord, VersionRecord
+from registry.records import SHORT, EvaluationRecord, PromotionRecord, VersionRecord, WithdrawalRecord
 
 VERSION_KEY = "factory.version_key"  # tag that finds a version again
 LIMIT = 5000  # characters that MLflow's database keeps of a description
@@ -32,6 +32,7 @@ class VersionFacts:
     previous_scores: tuple[EvaluationRecord, ...]  # of the champion that it was made to replace
     above: Lineage  # all that it was made from
     near: Lineage  # one step up, one step down
+    withdrawal: WithdrawalRecord | None = None
 
 
 def version_page(facts: VersionFacts) -> str:
@@ -46,6 +47,8 @@ def version_page(facts: VersionFacts) -> str:
         f"artifact `sha256:{version.artifact[:SHORT]}` · code `{version.code[:SHORT]}`"
         f" · key `{version.version_key[:SHORT]}`",
     ]
+    if facts.withdrawal is not None:
+        opening[:0] = [f"**Withdrawn**: {_cell(facts.withdrawal.reason)} ({_version_link(facts.withdrawal.cause)})", ""]
     text = [*opening, *_score_table(facts), *_relatives(facts)]
     drawing = ["", "```", tree(facts.above), "```"]
     whole = "\n".join([*text, *drawing])

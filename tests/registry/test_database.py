@@ -62,6 +62,50 @@ def test_migrations_go_down_to_nothing_and_up_again(empty_url):
         assert ledger.names() == ()
 
 
+def at_first_schema(url: str) -> Database:
+    """A ledger as the first release wrote it: a base, a data set with its sides, a spec, a version, its champion."""
+    database = Database.open(url)
+    with database.writing() as session:
+        migrations.downgrade(session.connection(), "0001")
+        run, day = session.connection().exec_driver_sql, "'2026-01-01 00:00:00'"
+        a, b, c, d, e, f = (letter * 64 for letter in "abcdef")
+        run(f"INSERT INTO bases VALUES ('{a}', 'small', NULL, 'llama', 10, {day})")
+        run(f"INSERT INTO codes VALUES ('{b}', '{{}}', '{{}}', {day})")
+        run(f"INSERT INTO datasets VALUES ('{c}', 'triage', 'rows', 'd', 9, 7, 1, 1, 'training', {day})")
+        run(f"INSERT INTO splits VALUES ('{c}', 'train', 0, 5), ('{c}', 'test', 1, 2)")
+        run(f"INSERT INTO specs VALUES ('{d}', '{{\"seed\": 1}}')")
+        run(f"INSERT INTO names VALUES ('triage', 1, {day})")
+        columns = "id, name, number, kind, version_key, artifact, base, code, spec, manifest, metrics, created_at"
+        values = f"1, 'triage', 1, 'adapter', '{e}', '{f}', '{a}', '{b}', '{d}', '{f}', '{{}}', {day}"
+        run(f"INSERT INTO versions ({columns}) VALUES ({values})")
+        for place, (role, column, target) in enumerate(
+            (("base", "base", a), ("code", "code", b), ("dataset",) * 2 + (c,))
+        ):
+            run(f"INSERT INTO edges (child_id, place, role, {column}) VALUES (1, {place}, '{role}', '{target}')")
+        move = "id, name, seq, move, number, decision, actor, reason, created_at"
+        run(f"INSERT INTO promotions ({move}) VALUES (1, 'triage', 1, 'promote', 1, '{{}}', '', '', {day})")
+    return database
+
+
+def told(ledger: Ledger) -> tuple:
+    version = ledger.champion("triage")
+    return (version.ref, version.spec, version.parents, ledger.datasets()[0].counts, ledger.history("triage"))
+
+
+def test_an_old_ledger_is_brought_up_to_date_with_all_it_knows_and_back(empty_url):
+    at_first_schema(empty_url).close()
+    with Ledger.open(empty_url) as ledger:
+        before = told(ledger)
+        assert before[:2] == ("triage:1", {"seed": 1})
+        assert before[3] == {"train": 5, "test": 2}
+        assert ledger.withdrawals() == ()
+        assert [r.version for r in ledger.withdraw("triage:1", reason="the new tables are there")] == ["triage:1"]
+        with ledger.database.writing() as session:
+            migrations.downgrade(session.connection(), "0001")
+    with Ledger.open(empty_url) as ledger:
+        assert told(ledger) == before
+
+
 def test_constraints_of_the_models_are_in_the_migrated_database(tmp_path):
     """Alembic does not compare CHECK constraints, so SQLite's own text is compared."""
     Database.open(f"sqlite:///{tmp_path}/migrated.db").close()

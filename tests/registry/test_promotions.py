@@ -14,7 +14,7 @@ from registry.ledger import Ledger
 from registry.store import Store
 
 FORK = multiprocessing.get_context("fork")
-PROMOTERS, TURNS = 8, 20
+PROMOTERS, TURNS = 8, int(os.environ.get("FACTORY_TURNS", "25"))  # `make races` takes 100
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_any_sequence_of_moves_agrees_with_a_stack(seed, sqlite_workshop):
 
 
 def test_eight_promoters_lose_no_update_and_every_loser_is_told(url, five, store):
-    """Each promoter reads the champion, then promotes another version; a slow step widens the race."""
+    """K01: each promoter reads the champion, then promotes another version; a slow step widens the race."""
     barrier, said = FORK.Barrier(PROMOTERS), FORK.Queue()
 
     def work(place: int) -> None:

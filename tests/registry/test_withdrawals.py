@@ -56,6 +56,7 @@ def test_withdrawing_marks_all_that_contain_it_once_with_the_reason(family):
     assert ledger.withdraw("routing:1", reason="again") == ()
     assert [r.version for r in ledger.withdraw("triage:1", reason="old")] == ["triage:1"]  # all:1 was marked before
     assert ledger.withdrawal("triage:2") is None
+    assert (ledger.challenger("all"), ledger.challenger("triage").number) == (None, 3)
     assert ledger.withdrawal("all:1").reason == "leaked mail"
     told = [(e.name, e.number) for e in ledger.pending() if e.topic == "withdrawal"]
     assert told == [("routing", 1), ("all", 1), ("triage", 1)]
