@@ -138,10 +138,8 @@ def import_folder(
     from flows.imports import import_adapter
 
     done = import_adapter(str(Path(folder).absolute()), spec)
-    tell(
-        done,
-        f"{done.version.ref}: registered; {done.scores.metric} {done.scores.score:.3f}, base {done.base_scores.score:.3f}",
-    )
+    own, base = done.scores, done.base_scores
+    tell(done, f"{done.version.ref}: registered; {own.metric} {own.score:.3f}, base {base.score:.3f}")
 
 
 @app.command()
