@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
+from tasks.merging.parts import LowRank
+from tasks.merging.scaled_file import READ_OF, scaled_config_problems, scaled_parts
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KINDS = {"CAUSAL_LM": "generation", "SEQ_CLS": "classification"}
@@ -33,7 +35,6 @@ INERT |= {"lora_dropout", "layers_to_transform", "layers_pattern", "runtime_conf
 INERT |= {"megatron_core", "qalora_group_size"}
 
 NOT_WEIGHTS = {
-    "IA3": "rescales activations",
     "PROMPT_TUNING": "learns virtual tokens, no weights",
     "P_TUNING": "learns virtual tokens, no weights",
     "PREFIX_TUNING": "learns attention prefixes, no weights",
@@ -44,17 +45,6 @@ BASE_KEEPING_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.(?P<what>weight|bias)")
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 _RUNAWAY = re.compile(r"\)[*+{]")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """One adapted module as stored: dW = scale * B A, with DoRA's magnitude and the bias when there are any."""
-
-    B: Tensor  # (out, rank)
-    A: Tensor  # (rank, in)
-    scale: float
-    magnitude: Tensor | None = None  # (out,)
-    bias: Tensor | None = None  # (out,), still to be multiplied by scale
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     modules, head, problems = _sorted_out(folder / WEIGHTS, config, tensors)
     raise_if_any(ArtifactRefused, problems)
     transposed = bool(config.get("fan_in_fan_out"))
-    flags = {name: part.scale for name, part in modules.items()} | {"transposed": transposed}
+    flags: dict[str, Any] = {name: part.scale for name, part in modules.items()} | {"transposed": transposed}
     digest = hashlib.sha256(json.dumps(flags, sort_keys=True).encode())
     with (folder / WEIGHTS).open("rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
@@ -110,19 +100,15 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _config_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
-    kind = config.get("peft_type")
+    kind = str(config.get("peft_type"))
+    if kind in READ_OF:
+        unknown = config.keys() - READ_OF[kind] - INERT - {"peft_type", "task_type", "modules_to_save"}
+        return [*scaled_config_problems(path, config), *_common_problems(path, config, unknown)]
     if kind != "LORA":
-        why = NOT_WEIGHTS.get(str(kind), "has no exact weight update here")
+        why = NOT_WEIGHTS.get(kind, "has no exact weight update here")
         remedy = "serve it as an adapter of its own, or train the task with lora, rslora or dora"
         return [Problem("E-ADAPTER-102", f"{path}:peft_type", f"{kind} {why}", remedy)]
-    found = []
-    if config.get("task_type") not in KINDS:
-        wrong = f"task_type is {config.get('task_type')!r}"
-        found.append(Problem("E-ADAPTER-103", f"{path}:task_type", wrong, f"write one of {', '.join(KINDS)}"))
-    for name in sorted(config.keys() - READ - INERT):
-        if config[name]:
-            wrong = f"is set to {str(config[name])[:60]!r}, and changes the update in an unknown way"
-            found.append(Problem("E-ADAPTER-104", f"{path}:{name}", wrong, "train without it"))
+    found = _common_problems(path, config, config.keys() - READ - INERT)
     if config.get("bias", "none") != "none":
         remedy = "train with bias none, or lora_bias"
         found.append(Problem("E-ADAPTER-104", f"{path}:bias", "the base's own biases were trained", remedy))
@@ -151,6 +137,18 @@ def _config_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     return found
 
 
+def _common_problems(path: Path, config: dict[str, Any], unknown: set[str]) -> list[Problem]:
+    found = []
+    if config.get("task_type") not in KINDS:
+        wrong = f"task_type is {config.get('task_type')!r}"
+        found.append(Problem("E-ADAPTER-103", f"{path}:task_type", wrong, f"write one of {', '.join(KINDS)}"))
+    for name in sorted(unknown):
+        if config[name]:
+            wrong = f"is set to {str(config[name])[:60]!r}, and changes the update in an unknown way"
+            found.append(Problem("E-ADAPTER-104", f"{path}:{name}", wrong, "train without it"))
+    return found
+
+
 def _compiles(pattern: str) -> bool:
     try:
         re.compile(pattern)
@@ -173,9 +171,14 @@ def _sorted_out(
 ) -> tuple[dict[str, LowRank], dict[str, Tensor], list[Problem]]:
     """Tensors by module, the head, and what is wrong with them."""
     saved = tuple(config.get("modules_to_save") or ())
+    modules: dict[str, LowRank] = {}
+    read: set[str] = set()
+    problems_of_scales: list[Problem] = []
+    if config["peft_type"] in READ_OF:
+        modules, read, problems_of_scales = scaled_parts(path, config, tensors, PREFIX)
     parts: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
-    found = []
+    found = [*problems_of_scales]
     for key, tensor in sorted(tensors.items()):
         name = key.removeprefix(PREFIX)
         place = f"{path}:{key}"
@@ -184,6 +187,8 @@ def _sorted_out(
         elif bad := int((~torch.isfinite(tensor)).sum()):
             wrong = f"{bad} of {tensor.numel()} values are NaN or infinite"
             found.append(Problem("E-ADAPTER-110", place, wrong, "train again with a lower rate"))
+        if key in read:
+            continue
         matrix, magnitude = _MATRIX.fullmatch(name), _MAGNITUDE.fullmatch(name)
         if key == name:
             found.append(Problem("E-ADAPTER-108", place, f"does not start with {PREFIX}", "save it with PEFT"))
@@ -197,9 +202,8 @@ def _sorted_out(
         else:
             remedy = "remove the tensor, or train only linear layers"
             found.append(Problem("E-ADAPTER-108", place, "is no part of a LoRA update of a linear layer", remedy))
-    if not parts:
+    if not parts and not modules and not found:
         found.append(Problem("E-ADAPTER-108", str(path), "adapts no module", "train the adapter"))
-    modules = {}
     for module, part in parts.items():
         problems = _part_problems(f"{path}:{module}", config, module, part)
         found += problems

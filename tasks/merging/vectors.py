@@ -4,6 +4,9 @@
     rsLoRA   the same with s = alpha / sqrt(r)                           Kalajdzievski 2023, arXiv:2312.03732
     DoRA     dW = m (W + s B A) / ||W + s B A||_row - W                  Liu et al. 2024, arXiv:2402.09353
     bias     db = s b, where lora_B was trained with a bias
+    VeRA     dW = diag(b) B diag(d) A                                    Kopiczko et al. 2023, arXiv:2310.11454
+    IA3      dW = (l - 1) W by rows, db = (l - 1) b; by columns in feed-forward modules, without the bias
+                                                                         Liu et al. 2022, arXiv:2205.05638
 
 One adapter at weight 1 gives the logits of the attached adapter; that is what the tests of this room hold first.
 """
@@ -18,7 +21,8 @@ import torch
 from torch import Tensor
 
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
-from tasks.merging.adapter_file import LowRank, read_adapter_file
+from tasks.merging.adapter_file import read_adapter_file
+from tasks.merging.parts import LowRank
 
 BLOCK_ENTRIES = 1 << 16
 """Entries of a row block: 256 KiB in float32, so that a few parents' blocks stay in a core's second-level cache."""
@@ -53,11 +57,12 @@ class Update:
     head: Mapping[str, Tensor]
     parts: Mapping[str, LowRank] = field(repr=False)
     base_weight: Callable[[str], Tensor] | None = field(repr=False)
+    scaled_biases: tuple[str, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:
         biases = [f"{name}{BIAS}" for name, part in self.parts.items() if part.bias is not None]
-        return tuple(sorted([*self.parts, *biases]))
+        return tuple(sorted([*self.parts, *biases, *self.scaled_biases]))
 
     def shape(self, name: str) -> tuple[int, int]:
         """(out, in) of the change."""
@@ -68,21 +73,28 @@ class Update:
         """(s B, A) in float64 with dW = s B A, or None where the change has no low rank (DoRA)."""
         part = self._part(name)
         if self._is_bias(name):
-            assert part.bias is not None
-            return (part.scale * part.bias.double())[:, None], torch.ones(1, 1, dtype=torch.float64)
-        return None if part.magnitude is not None else (part.scale * part.B.double(), part.A.double())
+            return self._bias(name).double()[:, None], torch.ones(1, 1, dtype=torch.float64)
+        if part.magnitude is not None or part.gain is not None:
+            return None
+        return part.scale * part.B.double(), part.A.double()
 
     def inputs_read(self, name: str) -> Tensor:
-        """(rank, in): rows span the inputs that the low-rank part reads."""
-        return torch.ones(1, 1) if self._is_bias(name) else self._part(name).A.float()
+        """(rank, in): rows span the inputs that the low-rank part reads; where there is none, their mean direction."""
+        if self._is_bias(name):
+            return torch.ones(1, 1)
+        return (
+            self.delta(name).mean(0, keepdim=True) if self._part(name).gain is not None else self._part(name).A.float()
+        )
 
     def rows(self, name: str) -> Callable[[slice], Tensor]:
         """A function from a row range to that part of dW, float32 (rows, in)."""
         part = self._part(name)
         if self._is_bias(name):
-            assert part.bias is not None
-            column = (part.scale * part.bias.double()).float()[:, None]
+            column = self._bias(name).float()[:, None]
             return lambda block: column[block]
+        if part.gain is not None:
+            W, gain = self._weight(name), part.gain.float() - 1
+            return lambda block: W[block] * (gain if part.of_inputs else gain[block, None])
         B, A = (part.scale * part.B.double()).float(), part.A.float()
         if part.magnitude is None:
             return lambda block: B[block] @ A
@@ -94,6 +106,15 @@ class Update:
         rows = self.rows(name)
         return torch.cat([rows(block) for block in row_blocks(*self.shape(name))])
 
+    def _bias(self, name: str) -> Tensor:
+        """The change of a bias (out,), float64."""
+        part = self._part(name)
+        if part.gain is not None:
+            assert self.base_weight is not None
+            return (part.gain.double() - 1) * self.base_weight(name).double()
+        assert part.bias is not None
+        return part.scale * part.bias.double()
+
     def _is_bias(self, name: str) -> bool:
         return name not in self.parts and name.endswith(BIAS)
 
@@ -104,10 +125,10 @@ class Update:
         """The base weight as (out, in) float32.
 
         Raises:
-            ArtifactRefused: DoRA's update needs it and no base was given.
+            ArtifactRefused: the update needs it (DoRA, IA3) and no base was given.
         """
         if self.base_weight is None:
-            wrong = "a DoRA update depends on the base weight, and no base was given"
+            wrong = "the update depends on the base weight, and no base was given"
             raise ArtifactRefused.one("E-ADAPTER-113", f"{self.folder}:{name}", wrong, "give the base")
         weight = self.base_weight(name).float()
         return weight.T if self.transposed else weight
@@ -130,10 +151,45 @@ def exact_updates(
         ArtifactRefused: the adapter is unreadable, has no exact update, or does not fit the base.
     """
     read = read_adapter_file(folder)
-    update = Update(folder, read.kind, read.digest, read.transposed, read.head, read.modules, base_weight)
+    parts, biases = _shaped(folder, read.modules, base_shape)
+    update = Update(folder, read.kind, read.digest, read.transposed, read.head, parts, base_weight, biases)
     if base_shape is not None:
         raise_if_any(ArtifactRefused, _misfits(update, base_shape))
     return update
+
+
+def _shaped(
+    folder: Path, parts: Mapping[str, LowRank], base_shape: Callable[[str], tuple[int, ...] | None] | None
+) -> tuple[dict[str, LowRank], tuple[str, ...]]:
+    """The parts in the shapes of the base, and the biases that IA3's factors scale too.
+
+    Raises:
+        ArtifactRefused: an adapter that does not say its modules' shapes, and no base, or one that it does not fit.
+    """
+    found, biases, problems = {}, [], []
+    for name, part in parts.items():
+        if not part.needs_shape:
+            found[name] = part
+            continue
+        stored = base_shape(name) if base_shape is not None else None
+        if base_shape is None:
+            wrong = "the adapter does not say the shapes of its modules, and no base was given"
+            problems.append(Problem("E-ADAPTER-113", f"{folder}:{name}", wrong, "give the base"))
+        elif (
+            stored is None
+            or len(stored) != 2
+            or not part.gain_fits(*stored)
+            or (part.cut and stored[1] > part.A.shape[1])
+        ):
+            wrong = f"does not fit the base's {stored if stored else 'missing weight'}"
+            remedy = "use the base that the adapter was trained on"
+            problems.append(Problem("E-ADAPTER-114", f"{folder}:{name}", wrong, remedy))
+        else:
+            found[name] = part.shaped(stored[0], stored[1])
+            if part.gain is not None and not part.of_inputs and base_shape(f"{name}{BIAS}") is not None:
+                biases.append(f"{name}{BIAS}")
+    raise_if_any(ArtifactRefused, problems)
+    return found, tuple(biases)
 
 
 def _misfits(update: Update, base_shape: Callable[[str], tuple[int, ...] | None]) -> list[Problem]:

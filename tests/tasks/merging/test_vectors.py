@@ -171,7 +171,7 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"config": {"peft_type": "IA3"}}, "E-ADAPTER-102", "rescales activations"),
+        ({"config": {"peft_type": "PREFIX_TUNING"}}, "E-ADAPTER-102", "prefixes"),
         ({"config": {"peft_type": "PREFIX_TUNING"}}, "E-ADAPTER-102", "lora, rslora or dora"),
         ({"config": {"task_type": "SEQ_2_SEQ_LM"}}, "E-ADAPTER-103", "SEQ_2_SEQ_LM"),
         ({"config": {"layer_replication": [[0, 2]]}}, "E-ADAPTER-104", "layer_replication"),
