@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from tasks.data.examples import Example
 from tasks.training.base import Base
 from tasks.training.encoding import Encoded, collate, encode, prompt_tokens
-from tasks.training.losses import EVALUATION_BATCH, answer_logits_of
+from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, has_virtual_tokens
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def answers(base: Base, model: Any, prompts: Sequence[str], *, max_new_tokens: i
     rows = [Encoded(tuple(ids), ()) for ids in prompt_tokens(base.tokenizer, prompts)]
     said: list[Answer] = [Answer("", 0.0)] * len(rows)
     model.eval()
-    for batch in _by_length(rows):
+    for batch in _without_padding(rows) if has_virtual_tokens(model) else _by_length(rows):
         width = max(len(rows[i].prompt) for i in batch)
         ids = torch.full((len(batch), width), base.pad_id)
         mask = torch.zeros_like(ids)
@@ -120,3 +121,10 @@ def _classes(base: Base, model: Any, prompts: Sequence[str]) -> list[Answer]:
 def _by_length(rows: Sequence[Encoded]) -> list[list[int]]:
     order = sorted(range(len(rows)), key=lambda i: rows[i].length)
     return [order[i : i + EVALUATION_BATCH] for i in range(0, len(order), EVALUATION_BATCH)]
+
+
+def _without_padding(rows: Sequence[Encoded]) -> list[list[int]]:
+    """Batches of one length each: padding on the left would stand between virtual tokens and the text."""
+    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+    alike = [list(group) for _, group in groupby(order, key=lambda i: rows[i].length)]
+    return [group[i : i + EVALUATION_BATCH] for group in alike for i in range(0, len(group), EVALUATION_BATCH)]

@@ -29,8 +29,7 @@ def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callab
         return logits[:, -where.shape[1] :][where]  # virtual tokens stand before the text
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    virtual = any(getattr(config, "is_prompt_learning", False) for config in getattr(model, "peft_config", {}).values())
-    if virtual or not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
+    if has_virtual_tokens(model) or not hasattr(inner, "get_decoder") or inner.get_decoder() is None:
         return long_way
 
     body, output = inner.get_decoder(), inner.get_output_embeddings()
@@ -51,6 +50,11 @@ def answer_logits_of(base: Base, model: Any, probe: Sequence[Encoded]) -> Callab
     read, written = passed[0]
     same = torch.equal(written.to(logits.dtype), logits) and torch.allclose(read, hidden, atol=1e-3, rtol=1e-3)
     return short_way if same else long_way
+
+
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether learned tokens stand before the text, as in prefix, prompt and P-tuning."""
+    return any(getattr(config, "is_prompt_learning", False) for config in getattr(model, "peft_config", {}).values())
 
 
 def validation_loss(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded]) -> float:

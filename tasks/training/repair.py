@@ -72,13 +72,10 @@ def _longer(factor: float) -> Change:
 CHANGES: Mapping[str, Sequence[Change]] = {
     "not a number": (_rate(1 / 3), _rate(1 / 10)),
     "diverged": (_rate(1 / 3), _rate(1 / 10)),
-    "did not move": (_rate(3.0), _all_linear, _rate(10.0), _longer(2.0)),
+    "did not move": (_rate(3.0), _all_linear, _rate(10.0), _more_rank, _magnitudes, _longer(2.0)),
     "no gradient": (_all_linear,),
     "identical to the base": (_rate(3.0), _rate(10.0), _all_linear),
-    "rank too low": (_more_rank, _magnitudes),
-    "wrong layers": (_all_linear, _more_rank),
     "overfit": (_hold_back, _longer(0.5), _rate(1 / 3)),
-    "plateau": (_rate(3.0), _more_rank, _magnitudes),
     "still improving": (_longer(2.0), _rate(3.0)),
 }
 

@@ -145,6 +145,25 @@ def test_it_learns_and_reloads_to_the_same_logits(
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != "bitfit"])
+def test_what_it_writes_is_what_its_logits_say(name: str, tiny_base: Path, make_rows: Make) -> None:
+    """Greedy decoding through generate, against one forward pass without it."""
+    from tasks.evaluation.scoring import answers
+    from tasks.training.encoding import prompt_tokens
+
+    base = base_of(tiny_base, "generation", "none")
+    prompts = [row.input for row in make_rows("generation", 6)]
+    with fresh_adapter(base, MethodSpec(name=name, rank=4), seed=3) as model:
+        for answer, ids in zip(
+            answers(base, model, prompts, max_new_tokens=1), prompt_tokens(base.tokenizer, prompts), strict=True
+        ):
+            with torch.no_grad():
+                logits = model(
+                    input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)
+                ).logits
+            assert answer.text == base.tokenizer.decode(logits[0, -1:].argmax(-1), skip_special_tokens=True)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in TRAINED])
 def test_a_row_that_cannot_work_is_refused_with_its_reason(name: str, tiny_base: Path, make_spec: Make) -> None:
     with pytest.raises(ValueError, match=METHODS[name].refused[:30]):
