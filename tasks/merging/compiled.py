@@ -14,6 +14,9 @@ ZERO = np.float32(0)
 ONE = np.float32(1)
 
 
+CHUNK = 4096  # entries whose sums stay in a core's first-level cache
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def consensus(deltas: Any, thresholds: Any, weights: Any, shares: Any, weighted: bool, draw: Any, merged: Any) -> None:
     """Trim, elect, agree for each entry; see `algebra.agreeing_mean`. Models outside and entries inside, so that the
@@ -24,20 +27,25 @@ def consensus(deltas: Any, thresholds: Any, weights: Any, shares: Any, weighted:
         merged: float32 (entries,), written.
     """
     models, entries = deltas.shape
-    signs, over = np.zeros(entries, np.float32), np.zeros(entries, np.float32)
-    for m in range(models):
-        own, threshold, factor = deltas[m], thresholds[m], weights[m] if weighted else ONE
-        for i in range(entries):
-            signs[i] += factor * own[i] if abs(own[i]) >= threshold else ZERO
-    for i in range(entries):
-        signs[i] = ONE if signs[i] > ZERO else -ONE if signs[i] < ZERO else draw
-        merged[i] = ZERO
-    for m in range(models):
-        own, threshold, factor, share = deltas[m], thresholds[m], weights[m], shares[m]
-        before, after = (factor, ONE) if weighted else (ONE, factor)
-        for i in range(entries):
-            agreeing = (before * own[i] if abs(own[i]) >= threshold else ZERO) * signs[i]
-            merged[i] += agreeing * after if agreeing > ZERO else ZERO
-            over[i] += share if agreeing > ZERO else ZERO
-    for i in range(entries):
-        merged[i] = merged[i] * signs[i] / (over[i] if over[i] != ZERO else ONE)
+    signs, over = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    for start in range(0, entries, CHUNK):
+        size = min(CHUNK, entries - start)
+        into = merged[start : start + size]
+        signs[:] = ZERO
+        over[:] = ZERO
+        into[:] = ZERO
+        for m in range(models):
+            own, threshold, factor = deltas[m, start : start + size], thresholds[m], weights[m] if weighted else ONE
+            for i in range(size):
+                signs[i] += factor * own[i] if abs(own[i]) >= threshold else ZERO
+        for i in range(size):
+            signs[i] = ONE if signs[i] > ZERO else -ONE if signs[i] < ZERO else draw
+        for m in range(models):
+            own, threshold, factor, share = deltas[m, start : start + size], thresholds[m], weights[m], shares[m]
+            before, after = (factor, ONE) if weighted else (ONE, factor)
+            for i in range(size):
+                agreeing = (before * own[i] if abs(own[i]) >= threshold else ZERO) * signs[i]
+                into[i] += agreeing * after if agreeing > ZERO else ZERO
+                over[i] += share if agreeing > ZERO else ZERO
+        for i in range(size):
+            into[i] = into[i] * signs[i] / (over[i] if over[i] != ZERO else ONE)
