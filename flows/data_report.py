@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flows.report import Figure, Section, Share, Table
+from tasks.specs import SIDES
 
 if TYPE_CHECKING:
     from flows.validate import Dataset
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 50
 SHOWN_PAIRS = 25
 SHOWN_CHARACTERS = 160
+SHOWN_IN_CHECKS = 80  # two of its columns hold text
 HIDDEN = "(text left out)"
 
 
@@ -62,7 +65,7 @@ def _shape(data: Dataset) -> Section:
     shapes = dict(snapshot.histograms) | ({"language, sampled": data.around.languages} if data.around.languages else {})
     figures = [
         Figure(bars(counts, title=f"Accepted rows by {name}"), f"Accepted rows by {name}.")
-        for name, counts in shapes.items()
+        for name, counts in ((name, in_order(counts)) for name, counts in shapes.items())
         if len(counts) > 1
     ]
     taught = snapshot.label_counts.get("train", {})
@@ -71,11 +74,23 @@ def _shape(data: Dataset) -> Section:
         figures.append(Figure(bars(ordered, title="Train rows by class"), "Train rows by class, most frequent first."))
     spreads = tuple(
         (side, name.replace("_", " "), spread["median"], spread["p95"], spread["max"])
-        for side, measures in snapshot.lengths.items()
-        for name, spread in measures.items()
+        for side in SIDES
+        for name, spread in snapshot.lengths[side].items()
     )
     table = Table("Lengths", ("side", "of", "median", "95th percentile", "longest"), spreads)
     return Section("Shape", tables=(table,), figures=tuple(figures))
+
+
+def in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """Bins by where they begin, other names by how frequent they are: files keep neither order.
+
+    >>> in_order({"10-14": 3, "5-9": 1}), in_order({"Han": 1, "Latin": 9})
+    ({'5-9': 1, '10-14': 3}, {'Latin': 9, 'Han': 1})
+    """
+    begins = {name: name.partition("-")[0] for name in counts}
+    if all(begin.isdigit() for begin in begins.values()):
+        return dict(sorted(counts.items(), key=lambda item: int(begins[item[0]])))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _checks(data: Dataset, redact: bool) -> Section:
@@ -87,8 +102,8 @@ def _checks(data: Dataset, redact: bool) -> Section:
             c.passed,
             c.evaluated,
             c.unexpected,
-            HIDDEN if redact and c.samples else "; ".join(c.samples)[:SHOWN_CHARACTERS],
-            c.detail[:SHOWN_CHARACTERS],
+            HIDDEN if redact and c.samples else "; ".join(c.samples)[:SHOWN_IN_CHECKS],
+            c.detail[:SHOWN_IN_CHECKS],
         )
         for c in sorted(_all_checks(data), key=lambda c: c.passed)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tasks.figures.style import BLUE, GREY, Kind, drawn
+from tasks.figures.style import BLUE, Kind, drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,17 +14,15 @@ MOST_BARS = 30
 
 
 def bars(counts: Mapping[str, int], *, label: str = "rows", title: str = "", kind: Kind = "svg") -> bytes:
-    """One bar a name in the order given, its count beside it; what comes after 30 bars is one bar in grey."""
+    """One bar a name in the order given, its count beside it; what comes after 30 bars is told below in words."""
     names, values = list(counts)[:MOST_BARS], list(counts.values())
-    rest = values[MOST_BARS:]
-    shown = [*values[:MOST_BARS], *([sum(rest)] if rest else [])]
-    names += [f"{len(rest)} others"] if rest else []
-    colours = [BLUE] * min(len(values), MOST_BARS) + [GREY] * bool(rest)
+    shown, rest = values[:MOST_BARS], values[MOST_BARS:]
+    label += f"; {len(rest):,} others have {sum(rest):,} in all" if rest else ""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         places = range(len(shown))
-        axes.barh(places, shown, color=colours, height=0.72)
+        axes.barh(places, shown, color=BLUE, height=0.72)
         axes.set_yticks(places, [name if len(name) <= 32 else name[:31] + "…" for name in names])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(shown) - 0.4, -0.6)

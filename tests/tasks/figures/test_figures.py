@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from tasks.figures.bars import bars
 from tasks.figures.curves import smoothed, training_curve
 from tasks.figures.drift import score_over_windows, signals_over_windows
 from tasks.figures.forgetting import changes, forgetting_matrix
@@ -100,9 +101,13 @@ def forgetting(kind: str) -> bytes:
     )
 
 
+def some_bars(kind: str) -> bytes:
+    return bars({f"{LONG} {n}": n * n for n in range(40)}, title="rows by class", kind=kind)
+
+
 FIGURES: list[Callable[[str], bytes]] = [
     full_curve, broken_curve, hopeless_curve, one_step, many_scores, crowded_windows, no_grades, some_signals,
-    some_retention, overlap, forgetting,
+    some_retention, overlap, forgetting, some_bars,
 ]  # fmt: skip
 each_figure = pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.__name__)
 
