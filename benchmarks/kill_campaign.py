@@ -48,7 +48,7 @@ class Campaign:
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--runs", type=int, default=200)
+    asked.add_argument("--runs", type=int, default=20)
     asked.add_argument("--kills", type=int, default=4, help="at most this many per run")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--base", type=Path, default=ROOT / "examples" / "base")

@@ -132,7 +132,11 @@ def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
     spec = AdapterSpec.model_validate(version.spec)
     gates = spec.evaluation.gates
     own, base = (scores_on_tests(home, subject, spec.metric) for subject in (version.ref, base_ref(version.base)))
-    found: list[Gate] = [beats_base(*on_same_rows(own[data], base[data]), gates) for data in own if data in base]
+    shared = [data for data in own if data in base]
+    found: list[Gate] = [
+        beats_base(*on_same_rows(own[data], base[data]), gates, on=f"test of {data[:8]}" if len(shared) > 1 else "")
+        for data in shared
+    ]
     champion = home.ledger.champion(version.name)
     if champion is not None and champion.number != version.number:
         served = scores_on_tests(home, champion.ref, spec.metric)

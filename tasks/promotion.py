@@ -58,9 +58,11 @@ class Decision:
             raise GateRefused(*problems)
 
 
-def beats_base(candidate: Sequence[float], base: Sequence[float], gates: GateSpec) -> Gate:
-    """The candidate answers the test rows better than the untouched base."""
-    return _gate("gain over the base", candidate, base, gates.beat_base_by, gates)
+def beats_base(candidate: Sequence[float], base: Sequence[float], gates: GateSpec, on: str = "") -> Gate:
+    """The candidate answers the test rows better than the untouched base; `on` names one slice of several."""
+    return _gate(
+        f"gain over the base on {on}" if on else "gain over the base", candidate, base, gates.beat_base_by, gates
+    )
 
 
 def keeps_slice(name: str, candidate: Sequence[float], champion: Sequence[float], gates: GateSpec) -> Gate:
