@@ -65,3 +65,18 @@ def test_the_documentation_shows_the_catalogue_that_runs() -> None:
     text = (ROOT / "docs" / "merging.md").read_text(encoding="utf-8")
     for table in (rules_table(), dialects_table()):
         assert table in text, f"paste this into docs/merging.md:\n{table}"
+
+
+def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
+    import re
+
+    from tasks.spec_files import load_merge_spec
+
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "merging.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "general.jsonl").touch()
+    (tmp_path / "desk.yaml").write_text(block)
+    spec = load_merge_spec(tmp_path / "desk.yaml")
+    check_rules(spec)
+    assert spec.general is not None
+    assert spec.general.source == str(tmp_path / "general.jsonl")
+    assert spec.search is not None
