@@ -10,7 +10,7 @@ Written from `tasks/methods/catalogue.py` by `python -m tasks.methods.document`;
 names a row in `method.name`. Every row that trains is trained for real in the tests on a tiny base, in NF4 and in
 float32 where the row says so, for generation and for classification: it starts with the base's own logits where the row
 says so (compared on the causal model), trains exactly the parameters of its formula, reloads to the same logits, and
-beats the untouched base on held-out rows. `factory merge` takes the rows of the LoRA family.
+beats the untouched base on held-out rows. What of it merges stands in docs/merging.md.
 """
 
 
