@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from registry import attempts, evaluations, findings, leases, outbox, promotions, versions, withdrawals
 from registry.database import Database, hold_history, insert_once
-from registry.errors import DraftRefused, IntegrityError, RegistryError, raise_if_any
+from registry.errors import DraftRefused, IntegrityError, RegistryError, Unknown, raise_if_any
 from registry.failpoint import failpoint
 from registry.fingerprint import canonical
 from registry.ledger_reading import LedgerReading
@@ -167,7 +167,7 @@ class Ledger(LedgerReading):
         """
         version = self.version(ref)
         if self._signer is None:
-            raise RegistryError.one("E-SIGN-001", ref, "no key is configured", "set FACTORY_SIGNING_KEY")
+            raise Unknown.one("E-SIGN-001", ref, "no key is configured", "set FACTORY_SIGNING_KEY")
         store = self._verified(version.artifact, version.manifest)
         raise_if_any(IntegrityError, binding_problems(version, store.path(version.manifest)))
         seal = self._signer.seal(store, (store.path(version.manifest) / MANIFEST).read_bytes())

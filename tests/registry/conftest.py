@@ -164,7 +164,15 @@ def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """A server of our own in a temporary folder, on a socket only; as user postgres where we are root."""
+    """The address of a server of our own."""
+    with running_postgres() as (address, _):
+        yield address
+
+
+@contextmanager
+def running_postgres() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server in a temporary folder, on a socket only; as user postgres where we are root. Its address, and a way to
+    stop it at once, as a crash does, and start it again."""
     found = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
     if found is None:
         pytest.skip("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
@@ -183,10 +191,23 @@ def postgres_server() -> Iterator[str]:
     data = str(folder / "data")
     quick = f"-c listen_addresses='' -k {folder} -c fsync=off -c synchronous_commit=off -c max_connections=60"
     run("initdb", "-D", data, "-U", "factory", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
-    run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", quick, "start")
-    yield f"postgresql://factory@/postgres?host={folder}"
+    start = ("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", quick, "start")
+
+    def crash_and_restart() -> None:
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        run(*start)
+
+    run(*start)
+    yield f"postgresql://factory@/postgres?host={folder}", crash_and_restart
     run("pg_ctl", "-D", data, "-m", "immediate", "stop")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def crashing_postgres() -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server for one test that stops it."""
+    with running_postgres() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import random
 import shutil
+import time
 
 import pytest
 
-from registry.errors import Conflict, IntegrityError, Unknown
+from registry.errors import Conflict, DependencyDown, IntegrityError, Unknown
+from registry.fsck import fsck
 from registry.ledger import Ledger
 from registry.store import Store
 
@@ -174,3 +176,35 @@ def test_eight_promoters_lose_no_update_and_every_loser_is_told(url, five, store
     assert kept == won  # what a promoter was told it won is in the chain, and nothing else
     assert len(won) + sum(lost for _, lost in answers) == PROMOTERS * TURNS
     assert five.champion("triage").number == won[-1][2]
+
+
+@pytest.mark.postgres
+def test_a_database_that_crashes_in_the_middle_of_a_promotion_loses_nothing(crashing_postgres, make_workshop, store):
+    """C18: whoever was at it is told that a retry is safe (exit 7), and it is."""
+    url, crash_and_restart = crashing_postgres
+    workshop = make_workshop(url, store)
+    for place in range(2):
+        workshop.ledger.register(workshop.draft("triage", place))
+    workshop.ledger.promote("triage", 1, expected=None, decision={})
+
+    def work() -> None:
+        os.environ["FACTORY_FAILPOINT"] = "promote.before_commit=sleep:2"
+        with Ledger.open(url, store=Store(store.root)) as ledger:
+            reached.set()
+            try:
+                ledger.promote("triage", 2, expected=1, decision={})
+            except DependencyDown as down:
+                os._exit(down.exit_code)
+
+    reached = FORK.Event()
+    child = FORK.Process(target=work)
+    child.start()
+    assert reached.wait(30)
+    time.sleep(0.5)
+    crash_and_restart()
+    child.join(60)
+    assert child.exitcode == 7
+    assert [link.number for link in workshop.ledger.history("triage")] == [1]
+    assert workshop.ledger.promote("triage", 2, expected=1, decision={}).seq == 2
+    assert_chain(workshop.ledger.history("triage"))
+    assert fsck(workshop.ledger, store) == ()
