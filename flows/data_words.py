@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flows.progress import voice
 from tasks.data.admission import Check
 from tasks.data.snapshot import Snapshot
 
+PATIENT_SECONDS = 3.0  # a set that is through by then needs no bar
+
 
 class Pace:
-    """Says how far the door is, stage by stage."""
+    """Says how far the door is, stage by stage, once that takes a while."""
 
-    def __init__(self) -> None:
-        self.stage, self.began = "", 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.stage = clock, ""
+        self.opened = self.began = clock()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        now = self.clock()
         if stage != self.stage:
-            self.stage, self.began = stage, time.monotonic()
-        spent = time.monotonic() - self.began
+            self.stage, self.began = stage, now
+        if now - self.opened < PATIENT_SECONDS:
+            return
+        spent = now - self.began
         voice.bar(f"data: {stage}", done, total, spent * (total - done) / done if done else 0.0)
 
 

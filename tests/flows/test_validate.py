@@ -144,3 +144,20 @@ def test_data_docs_are_built_on_request(factory: Any, told: Any) -> None:
     said, _ = told(spec, "--docs", folder)
     assert f"docs {folder / 'index.html'}" in said.out
     assert any("must never be null" in page.read_text("utf-8") for page in folder.rglob("*.html"))
+
+
+def test_a_set_that_is_through_in_three_seconds_shows_no_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import data_words
+    from flows.data_words import Pace
+    from flows.progress import Voice
+
+    time = iter((0.0, 1.0, 10.0, 12.0, 15.0))
+    pace = Pace(clock=lambda: next(time))
+    monkeypatch.setattr(data_words, "voice", Voice())
+    pace("reading", 5, 10)
+    assert capsys.readouterr().err == ""
+    pace("near pairs", 0, 10)
+    pace("near pairs", 5, 10)
+    assert "data: near pairs 5/10 (50%), 2 s left" in capsys.readouterr().err
