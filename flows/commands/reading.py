@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.speaking import app, ready, tell
+from flows.commands.speaking import Ref, app, ready, tell
 
 
 @app.command()
@@ -28,3 +28,21 @@ def diagnose(
 
     reading = reading_of(opened(), source, Path(out) if out else None)
     tell(reading, *told(reading))
+
+
+@app.command()
+def inspect(
+    adapter: Ref,
+    energy: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the update that a rank must keep.")] = 0.99,
+    against: Annotated[str | None, typer.Option(help="Another adapter of the same base: phi by module.")] = None,
+) -> None:
+    """What an adapter changes: norm, effective rank and amplification by module, and whether a smaller rank would do.
+
+    Example: `factory inspect triage@champion`
+    """
+    ready()
+    from flows.inspect import inside_of, look_table
+    from flows.wiring import opened
+
+    look = inside_of(opened(), adapter, energy, against)
+    tell(look, look_table(look, energy), *look.advice)

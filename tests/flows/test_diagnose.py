@@ -52,3 +52,13 @@ def test_traffic_that_moved_is_a_finding_of_the_adapter(factory: Any, moved: Any
     said = factory.run("diagnose", moved.watched.version.ref)
     assert said.code == 0, said.err
     assert f"was judged '{moved.watched.report.verdict}'" in said.out
+
+
+def test_a_look_inside_an_adapter_shows_every_module_that_it_adapts(factory: Any, intent: Any) -> None:
+    said = factory.run("--json", "inspect", "intent:1", "--against", "intent:1")
+    assert said.code == 0, said.err
+    look = json.loads(said.out)["result"]
+    assert len(look["modules"]) == 14
+    assert all(0 < module["effective_rank"] <= 8.001 for module in look["modules"])
+    assert all(abs(phi - 1) < 1e-6 for phi in look["similarity"].values())
+    assert "keeps 99% of every module's update" in look["advice"][0]
