@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flows.keep import kept
 from flows.merge_candidates import Setting, updates_of
@@ -17,6 +18,7 @@ from registry.fingerprint import version_key
 from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.export.card import Card, Score
+from tasks.merging.catalogue import RULES
 from tasks.promotion import Decision
 from tasks.specs import MergeSpec
 
@@ -107,22 +109,30 @@ def card_of(
 def written(
     spec: MergeSpec, experts: Sequence[Expert], plan: Planned, chosen: Setting, card: Card, folder: Path
 ) -> None:
-    """The chosen model as a plain transformers folder; one module is in memory at a time. Classifiers share the body,
-    and each task's own head lies beside it."""
+    """The chosen model as a plain transformers folder, streamed in row blocks. Classifiers share the body, and each
+    task's own head lies beside it."""
     import torch
 
     from tasks.export.model import export_model
     from tasks.merging.base import open_base
+    from tasks.merging.stream import merged_stream
 
     stored = open_base(plan.base.folder).dtypes
     dtype = (
         max(stored.values(), key=list(stored.values()).count) if spec.dtype == "base" else getattr(torch, spec.dtype)
     )
     heads = plan.parents.heads
+    if chosen.rule in RULES:
+        weights = dict(chosen.weights)
+        changes: Iterable[Any] = merged_stream(
+            plan.parents, chosen.rule, weights=weights, density=chosen.density, seed=spec.seed
+        )
+    else:
+        changes = updates_of(spec, experts, plan, chosen).items()
     export_model(
         folder,
         plan.base,
-        updates_of(spec, experts, plan, chosen).items(),
+        changes,
         scale=chosen.scale,
         dtype=dtype,
         card=card,
