@@ -139,7 +139,8 @@ def listen(events: list[dict[str, Any]]) -> None:
 
 def score(task: str, story: dict[str, Any], rows: Sequence[Row]) -> float:
     """The champion on held-out rows that it has never met."""
-    from flows.learn import Slice, scored
+    from flows.learn import Slice
+    from flows.retrain import scored_or_wrong
     from flows.wiring import opened
     from tasks.data.examples import example_of
     from tasks.specs import AdapterSpec
@@ -147,10 +148,8 @@ def score(task: str, story: dict[str, Any], rows: Sequence[Row]) -> float:
     home = opened()
     champion = home.ledger.champion(task) or home.ledger.version(task)
     spec = AdapterSpec.model_validate(champion.spec)
-    examples = tuple(example_of(spec, row, place) for place, row in enumerate(rows))
-    return scored(spec, [Slice("held out", "0" * 64, "test", examples)], home.store.path(champion.artifact))[
-        "held out"
-    ].score
+    where = Slice("held out", "0" * 64, "test", tuple(example_of(spec, row, place) for place, row in enumerate(rows)))
+    return scored_or_wrong(spec, [where], home.store.path(champion.artifact), ())[where.name].score
 
 
 def written(path: Path, name: str, rows: Sequence[Row], month: int = 1) -> Path:

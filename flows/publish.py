@@ -69,10 +69,13 @@ def publish_drift(home: Home, champion: VersionRecord, report: DriftReport) -> N
 
 
 def publish_retrain(home: Home, outcome: RetrainOutcome) -> None:
-    """A page about one candidate beside its champion."""
-    published(
-        home, outcome.version.ref, f"{outcome.version.ref} against {outcome.champion.ref}", [retrain_section(outcome)]
-    )
+    """A page about one candidate beside its champion, and what every version of the task still knows."""
+    from flows.forgetting import forgetting_section
+    from tasks.specs import AdapterSpec
+
+    margin = AdapterSpec.model_validate(outcome.version.spec).evaluation.gates.max_forgetting
+    sections = [retrain_section(outcome), forgetting_section(home, outcome, margin)]
+    published(home, outcome.version.ref, f"{outcome.version.ref} against {outcome.champion.ref}", sections)
 
 
 def publish_merge(home: Home, outcome: MergeOutcome) -> None:

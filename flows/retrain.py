@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
 
 from flows.claims import claim
+from flows.forgetting import drawn, matrix_of
 from flows.learn import (
     Candidate,
     Slice,
@@ -17,11 +21,13 @@ from flows.learn import (
     key_of,
     known_scores,
     planned,
+    record_of,
     registered,
     scored,
     slice_of,
     subject_of,
 )
+from flows.merge_stale import stale_merges
 from flows.progress import voice
 from flows.promote import moved
 from flows.publish import mirrored, publish_retrain
@@ -32,13 +38,16 @@ from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
-from tasks.data.examples import Example
+from tasks.data.examples import Example, input_columns
 from tasks.drift.attempts import next_attempt
+from tasks.drift.traffic import read_traffic
 from tasks.errors import SpecRefused
 from tasks.evaluation.comparison import Interval, gain
+from tasks.evaluation.scoring import Scores
 from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
 from tasks.specs import AdapterSpec, SplitSpec
 
+NEW_CLASS_ROWS = 20  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
 
 
@@ -102,6 +111,8 @@ def retrain(
     said_gain(outcome, finding)
     if outcome.promoted:
         moved(home, outcome.version, outcome.decision, champion)
+        for mark in stale_merges(home):
+            voice.say(f"  {mark.sentence}")
     else:
         voice.say(f"  {outcome.version.ref} is kept, not promoted: {outcome.decision.sentence}")
     publish_retrain(home, outcome)
@@ -148,7 +159,7 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
             ) as candidate:
                 version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)
     answers_are_wanted_soon()
-    scores = side_by_side(home, spec, version, champion, slices, known)
+    scores = side_by_side(home, spec, version, champion, slices, known, fresh)
     for name in [s.name for s in slices]:
         line = ", ".join(f"{who} {scores[who][name].score:.3f}" for who in scores)
         voice.say(f"  on {name} (n={scores['candidate'][name].n}): {line}")
@@ -171,20 +182,39 @@ def asked_spec(champion: VersionRecord, source: str, replay_share: float | None,
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
         raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
+    classes = newcomers(spec, source) if start != "champion" else ()
     data = spec.data.model_copy(
         update={
             "source": source,
             "revision": None,
             "query": None,
             "where": {},
+            "labels": (*spec.data.labels, *classes),
             "split": SplitSpec(validation=0.1, test=0.3),
+            "near": spec.data.near.model_copy(update={"leaks": "quarantine"}),
+            "max_quarantined": max(spec.data.max_quarantined, REPEATED_REQUESTS),
             # one long message of a customer is no reason not to learn from the others
             "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
         }
     )
-    asked = {"replay_share": replay_share, "start": start}
+    asked = {"replay_share": replay_share, "start": "base" if classes else start}
     how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
     return spec.model_copy(update={"data": data, "retrain": how})
+
+
+def newcomers(spec: AdapterSpec, source: str) -> tuple[str, ...]:
+    """Classes that the champion's head has no place for, and that the traffic holds often enough to be learned."""
+    if spec.kind != "classification" or not spec.data.labels:
+        return ()
+    rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
+    counts = Counter(row.columns.get(spec.data.label, "") for row in rows)
+    new = tuple(sorted(name for name in counts if name and name not in spec.data.labels))
+    enough = tuple(name for name in new if counts[name] >= NEW_CLASS_ROWS)
+    if enough:
+        voice.say(
+            f"  {len(enough)} new classes ({', '.join(enough[:5])}): a wider head, so a fresh adapter on the base"
+        )
+    return enough
 
 
 def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:
@@ -226,7 +256,12 @@ def remembered(
     if candidate.spec.retrain.start == "champion":
         parents.append(("start", champion.ref))
     beside = {f"on {name}": found for name, found in own.items()}
-    return registered(home, key, candidate, base, parents, list(own.values()), beside, lease)
+    also = {"candidate": {found.dataset: found.score for found in own.values()}}
+    matrix = drawn(
+        matrix_of(home, champion.name, candidate.spec.metric, also=also), candidate.spec.evaluation.gates.max_forgetting
+    )
+    images = {"forgetting.svg": matrix}
+    return registered(home, key, candidate, base, parents, list(own.values()), beside, lease, images)
 
 
 def side_by_side(
@@ -236,23 +271,42 @@ def side_by_side(
     champion: VersionRecord,
     slices: Sequence[Slice],
     known: Sequence[Dataset],
+    fresh: Dataset,
 ) -> dict[str, dict[str, EvaluationRecord]]:
     """Base, champion and candidate on the same rows; what the ledger does not know yet is measured and remembered."""
+    before = AdapterSpec.model_validate(champion.spec)
     learned = [e for data in known for e in data.snapshot.examples("train")]
+    learned += [e for e in fresh.snapshot.examples("train") if e.target not in before.data.labels]
     found = {}
-    for who, subject, adapter in (
-        ("base", base_ref(version.base), None),
-        ("champion", champion.ref, champion.artifact),
-        ("candidate", version.ref, version.artifact),
+    for who, subject, adapter, asked in (
+        ("base", base_ref(version.base), None, spec),
+        ("champion", champion.ref, champion.artifact, before),
+        ("candidate", version.ref, version.artifact, spec),
     ):
         have = known_scores(home, subject, slices, spec.metric)
         missing = [s for s in slices if s.dataset not in have]
         if missing:
-            new = scored(spec, missing, home.store.path(adapter) if adapter else None, learned)
+            new = scored_or_wrong(asked, missing, home.store.path(adapter) if adapter else None, learned)
             home.ledger.remember_evaluations([subject_of(e, subject) for e in new.values()])
             have |= {e.dataset: e for e in new.values()}
         found[who] = {s.name: have[s.dataset] for s in slices}
     return found
+
+
+def scored_or_wrong(
+    spec: AdapterSpec, slices: Sequence[Slice], adapter: Path | None, learned: Sequence[Example]
+) -> dict[str, EvaluationRecord]:
+    """Scores on every row; a row of a class that the model's head has no place for is answered wrong."""
+    if spec.kind != "classification":
+        return scored(spec, slices, adapter, learned)
+    known = [replace(s, examples=tuple(e for e in s.examples if e.target in spec.data.labels)) for s in slices]
+    found = scored(spec, known, adapter, [e for e in learned if e.target in spec.data.labels])
+    scores = {}
+    for where in slices:
+        right = dict(zip(found[where.name].keys, found[where.name].outcomes, strict=True))
+        keys = tuple(example.key for example in where.examples)
+        scores[where.name] = record_of(Scores(spec.metric, keys, tuple(right.get(key, 0.0) for key in keys)), where)
+    return scores
 
 
 def judged(spec: AdapterSpec, version: VersionRecord, scores: Mapping[str, Mapping[str, EvaluationRecord]]) -> Decision:

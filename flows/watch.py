@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from prefect.events import emit_event
@@ -15,6 +16,7 @@ from flows.learn import datasets_of, threads
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import publish_drift
+from flows.streams import streamed
 from flows.traffic import inbox, ingested, known_events, taken_in
 from flows.validate import remembered_dataset
 from flows.wiring import Home, opened
@@ -76,8 +78,14 @@ def watched(
     voice.say(f"{champion.name}: watching {where} against {champion.ref}")
     judged_on = reference_examples(home, champion, spec)
     reference, window = observed(spec, home.ledger.files(champion.ref), judged_on, [row.example for row in arrivals])
-    report = judge(reference, graded(window, arrivals), spec.drift, seed=spec.seed, set_aside=malformed)
+    window = graded(window, arrivals)
+    report = judge(reference, window, spec.drift, seed=spec.seed, set_aside=malformed)
     digest = window_digest(arrivals)
+    remembered = {
+        **report.payload(),
+        "label_these": [arrivals[row].id for row in report.to_label],
+        "online": told_in_order(home, champion, reference, window, arrivals),
+    }
     finding = home.ledger.remember_finding(
         FindingRecord(
             champion.name,
@@ -85,16 +93,32 @@ def watched(
             digest,
             report.verdict,
             report.action,
-            report.payload(),
+            remembered,
             rows=len(arrivals),
             source=where,
         )
     )
     voice.say(f"  {report.sentence}")
+    if report.to_label:
+        first = ", ".join(remembered["label_these"][:5])
+        voice.say(f"  labels of {len(report.to_label)} requests would tell most: {first}, ... (in the finding)")
     publish_drift(home, champion, report)
     if finding.action == ASKS:
         call_for_retrain(home, champion, finding, source)
     return Watched(champion, report, finding, source or "")
+
+
+def told_in_order(
+    home: Home, champion: VersionRecord, reference: Observed, window: Observed, arrivals: Sequence[Arrival]
+) -> dict[str, Any]:
+    """What the detectors say of the graded requests that they were not told before; nothing where none is graded."""
+    usual = [one for one in reference.outcomes if one is not None]
+    told = [
+        (row.at, one)
+        for row, one in zip(arrivals, window.outcomes, strict=True)
+        if one is not None and row.at is not None
+    ]
+    return streamed(home, champion, sum(usual) / len(usual), told) if usual and told else {}
 
 
 def call_for_retrain(home: Home, champion: VersionRecord, finding: FindingRecord, source: str | None) -> None:
@@ -124,6 +148,7 @@ class Arrival:
     id: str
     source: str
     labelled: bool
+    at: datetime | None = None
 
 
 def window_digest(arrivals: Sequence[Arrival]) -> str:
@@ -144,7 +169,7 @@ def arrived(champion: VersionRecord, source: str) -> tuple[list[Arrival], int]:
     rows = newest(traffic.rows, count)
     if not floods([row.source for row in rows]):  # a flood is shown as it is, and stops the loop
         rows = newest(traffic.rows, count, per_source=max(1, int(spec.drift.per_source * count)))
-    return [arrival_of(spec, place, row.id, row.source, row.columns) for place, row in enumerate(rows)], len(
+    return [arrival_of(spec, place, row.id, row.source, row.columns, row.time) for place, row in enumerate(rows)], len(
         traffic.set_aside
     )
 
@@ -163,14 +188,18 @@ def newest_arrivals(home: Home, champion: VersionRecord) -> tuple[list[Arrival],
     rows = known_events(home, champion, spec.drift.window_rows, capped=False)
     if not floods([row.source for row in rows]):
         rows = known_events(home, champion, spec.drift.window_rows)
-    return [arrival_of(spec, place, row.id, row.source, row.columns) for place, row in enumerate(rows)], malformed
+    return [
+        arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(rows)
+    ], malformed
 
 
-def arrival_of(spec: AdapterSpec, place: int, name: str, source: str, columns: Mapping[str, str]) -> Arrival:
+def arrival_of(
+    spec: AdapterSpec, place: int, name: str, source: str, columns: Mapping[str, str], at: datetime | None
+) -> Arrival:
     """A request as the spec asks it, with its answer where that is known."""
     truth = target_columns(spec)
     example = example_of(spec, {**dict.fromkeys((*input_columns(spec), *truth), ""), **columns}, place)
-    return Arrival(example, name, source, all(columns.get(column) for column in truth))
+    return Arrival(example, name, source, all(columns.get(column) for column in truth), at)
 
 
 def reference_examples(home: Home, champion: VersionRecord, spec: AdapterSpec) -> list[Example]:

@@ -138,3 +138,81 @@ def test_traffic_that_lacks_the_prompt_s_column_is_refused_and_nothing_is_left(f
     assert "text" in said.lines[-1]
     assert factory.remembered() == before
     assert factory.litter() == []
+
+
+def test_every_version_stands_in_the_matrix_on_every_slice_that_it_was_asked_about(factory: Any, moved: Any) -> None:
+    """The witness reads the scores from the tables."""
+    from flows.forgetting import class_changes, matrix_of
+    from flows.wiring import opened
+
+    with factory.active():
+        matrix = matrix_of(opened(), "topic", "exact_match")
+        changes = class_changes(opened(), moved.replayed)
+    wanted = {
+        (f"topic:{number}", dataset[:12]): score
+        for number, dataset, score in factory.sql(
+            "SELECT v.number, e.dataset, e.score FROM evaluations e JOIN versions v ON v.id = e.version_id"
+            " WHERE v.name = 'topic' AND e.side = 'test'"
+        )
+    }
+    found = {
+        (version, name.removeprefix("dataset:")): score
+        for version, scores in zip(matrix.versions, matrix.scores, strict=True)
+        for name, score in zip(matrix.slices, scores, strict=True)
+        if score is not None
+    }
+    assert found == wanted
+    assert {"topic:1", "topic:2", "topic:3", "topic:4"} <= set(matrix.versions)
+    assert len(matrix.slices) == 2
+    ((figures,),) = factory.sql("SELECT figures FROM versions WHERE name = 'topic' AND number = 4")
+    assert b"topic:1" in factory.files(figures)["forgetting.svg"].read_bytes()
+    old = moved.replayed.scores["champion"]
+    (name,) = [name for name in old if name != "fresh"]
+    assert sum(change.n * change.before for change in changes) == pytest.approx(sum(old[name].outcomes))
+    assert all(change.low <= change.after - change.before <= change.high for change in changes)
+
+
+def test_what_a_refused_candidate_lost_decides_what_the_next_one_does(
+    factory: Any, moved: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first attempt is said to have lost the old rows; two versions come of one retrain, none is served."""
+    import flows.retrain as flow
+    from tasks.promotion import Decision, Gate
+
+    told, decided = [], flow.judged
+
+    def judged(spec: Any, version: Any, scores: Any) -> Any:
+        told.append((version.ref, spec.retrain.replay_share))
+        if len(told) > 1:
+            return decided(spec, version, scores)
+        return Decision(version.ref, (Gate("kept on test of old", -0.31, -0.4, -0.2, 126, False),))
+
+    monkeypatch.setattr(flow, "judged", judged)
+    with factory.active():
+        done = flow.retrain("topic", str(moved.traffic), promote=False)
+    assert [share for _, share in told] == [0.5, 0.75]
+    assert done.version.ref == told[1][0] != told[0][0]
+    assert not done.promoted
+    assert "is refused: it lost test of old by 0.310: replay 50% -> 75%" in capsys.readouterr().err
+
+
+def test_a_class_that_enters_a_sorted_task_gets_its_place_and_the_champion_is_wrong_there(
+    factory: Any, mood: Any, desk: Any
+) -> None:
+    from flows.retrain import retrain
+    from flows.wiring import opened
+
+    entered = desk["moved"].rows(120, seed=8)
+    traffic = factory.traffic("entered.jsonl", [*desk["mood"].rows(60, seed=7), *entered])
+    with factory.active():
+        done = retrain("mood", str(traffic), promote=False)
+        fresh = opened().ledger.dataset(dict(done.version.parents)["window"])
+    old, new = desk["mood"].labels, {row["label"] for row in entered}
+    assert list(done.version.spec["data"]["labels"]) == [*sorted(old), *sorted(new)]
+    table = pyarrow.parquet.read_table(factory.files(fresh.digest)["examples.parquet"]).to_pylist()
+    target = {row["key"]: row["target"] for row in table}
+    champion, candidate = (done.scores[who]["fresh"] for who in ("champion", "candidate"))
+    assert champion.keys == candidate.keys
+    strange = [o for key, o in zip(champion.keys, champion.outcomes, strict=True) if target.get(key) in new]
+    assert set(strange) == {0.0}
+    assert candidate.score > champion.score + 0.2

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Any
+
+import pytest
+
+FACTS = {"verdict": "performance loss", "action": "retrain with replay"}
+
+
+@pytest.fixture
+def asking(factory: Any, intent: Any) -> Any:
+    """Findings on windows of intent, and the event of each."""
+    from flows.wiring import opened
+    from registry.records import FindingRecord
+
+    with factory.active():
+        ledger = opened().ledger
+        champion = ledger.champion("intent")
+
+        def event(window: str) -> dict[str, Any]:
+            digest = (window * 64)[:64]
+            ledger.remember_finding(FindingRecord("intent", champion.ref, digest, *FACTS.values(), {}))
+            return {"task": "intent", "version": champion.ref, "window": digest, "verdict": FACTS["verdict"]}
+
+        yield champion, event
+
+
+def test_a_thousand_duplicate_and_shuffled_events_cause_one_run(factory: Any, asking: Any) -> None:
+    """Ten windows of one task, each reported a hundred times, by eight workers: the cooldown holds the others."""
+    from flows.claims import claim
+    from flows.wiring import opened
+    from registry.errors import RegistryError
+    from tasks.errors import FactoryError
+
+    champion, event = asking
+    events = [event(f"{n}a") for n in range(10)] * 100
+    Random(0).shuffle(events)
+    taken: list[str] = []
+    reasons: set[str] = set()
+    mine = threading.local()
+
+    def work(one: dict[str, Any]) -> None:
+        mine.home = getattr(mine, "home", None) or opened()
+        try:
+            claim(mine.home, champion, one)
+            taken.append(one["window"])
+        except (FactoryError, RegistryError) as refused:
+            reasons.add(refused.problems[0].code)
+
+    with ThreadPoolExecutor(8) as workers:
+        list(workers.map(work, events))
+    assert len(taken) == 1
+    assert factory.sql("SELECT window_digest FROM retrain_claims WHERE task = 'intent'") == [(taken[0],)]
+    assert {"E-GATE-002", "E-GATE-003"} <= reasons <= {"E-GATE-002", "E-GATE-003", "E-GATE-004"}
+
+
+def test_an_event_about_a_version_that_is_not_served_any_more_is_over(factory: Any, asking: Any) -> None:
+    from flows.claims import claim
+    from flows.wiring import opened
+    from tasks.errors import GateRefused
+
+    champion, event = asking
+    with pytest.raises(GateRefused, match="not served any more"):
+        claim(opened(), champion, {**event("be"), "version": "intent:99"})
+
+
+def test_a_task_that_was_taught_just_now_is_told_when_it_may_be_again(factory: Any, asking: Any) -> None:
+    from flows.claims import claim, held_back
+    from flows.wiring import opened
+    from tasks.errors import GateRefused
+
+    champion, event = asking
+    if held_back(opened(), champion) is None:
+        claim(opened(), champion, event("c0"))
+    with pytest.raises(GateRefused, match="cooldown of 48 h is not over") as refused:
+        claim(opened(), champion, event("c1"))
+    assert "wait until 20" in refused.value.problems[0].remedy
+
+
+def test_a_hundred_tasks_at_once_hold_no_more_slots_than_there_are(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.policy import on_gpu
+
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    lock, inside, most, done = threading.Lock(), 0, 0, 0
+
+    def retrain_one(number: int) -> int:
+        nonlocal inside, most, done
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        with lock:
+            inside -= 1
+            done += 1
+        return number
+
+    step = on_gpu(retrain_one)
+    with ThreadPoolExecutor(20) as workers:
+        assert sorted(workers.map(step, range(100))) == list(range(100))
+    assert (most, done) == (1, 100)
+
+
+def test_rows_near_a_frozen_row_never_enter_training(factory: Any, intent: Any, desk: Any) -> None:
+    """Frozen rows come back with one letter more; the witness compares five-letter pieces, row by row."""
+    from flows.retrain import asked_spec
+    from flows.validate import frozen_examples, validated
+    from flows.wiring import opened
+
+    def pieces(text: str) -> set[str]:
+        folded = " ".join(text.lower().split()) + "____"
+        return {folded[i : i + 5] for i in range(len(folded) - 4)}
+
+    with factory.active():
+        home = opened()
+        champion = home.ledger.champion("intent")
+        frozen = [example.input for example, _ in frozen_examples(home, "intent")]
+        shop = desk["intent"].rows(ROWS_FRESH, seed=91)
+        near = [
+            {"text": text.removesuffix(" intent:") + "s", "label": desk["intent"].labels[0]} for text in frozen[:40]
+        ]
+        near = [row for row in near if len(row["text"]) > 24]
+        traffic = factory.traffic("near.jsonl", [*shop, *near])
+        data = validated(home, asked_spec(champion, str(traffic), None, None), purpose="traffic")
+    learned = [e.input for side in ("train", "validation") for e in data.snapshot.examples(side)]
+    known = [pieces(text) for text in frozen]
+    assert len(learned) > 60
+    for text in learned:
+        own = pieces(text)
+        assert all(len(own & other) < 0.8 * len(own | other) for other in known)
+    assert data.record.quarantined > 0
+
+
+ROWS_FRESH = 140
