@@ -104,7 +104,7 @@ def write_model(folder: Path, *, hidden: int, layers: int, dtype: torch.dtype) -
 
 
 def ours_in(folder: Path) -> tuple[float, int]:
-    return watched([sys.executable, __file__, str(folder)], {"PYTHONPATH": str(ROOT)})
+    return watched([__file__, str(folder)], {"PYTHONPATH": str(ROOT)})
 
 
 def mergekit_in(folder: Path) -> tuple[float, int]:
@@ -116,28 +116,42 @@ def mergekit_in(folder: Path) -> tuple[float, int]:
     text = f"merge_method: ties\nbase_model: {folder}/base\ndtype: {dtype}\nmodels:\n{models}"
     (folder / "recipe.yaml").write_text(text)
     words = [
-        "-m",
         "mergekit.scripts.run_yaml",
         str(folder / "recipe.yaml"),
         str(folder / "theirs"),
         "--no-copy-tokenizer",
     ]
     words += ["--lora-merge-cache", str(folder / "cache")]
-    return watched([sys.executable, *words], {})
+    return watched(words, {})
 
 
-def watched(command: list[str], variables: dict[str, str]) -> tuple[float, int]:
-    """CPU seconds and peak bytes of a process that must succeed; one thread."""
+WATCHED = """
+import atexit, runpy, sys
+def say():
+    lines = open("/proc/self/status").read().splitlines()
+    print("peak", next(line.split()[1] for line in lines if line.startswith("VmHWM")), flush=True)
+atexit.register(say)
+sys.argv = sys.argv[1:]
+run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
+run(sys.argv[0], run_name="__main__")
+"""
+
+
+def watched(words: list[str], variables: dict[str, str]) -> tuple[float, int]:
+    """CPU seconds and peak bytes of a script or module that must succeed, one thread. The peak is the process's own:
+    what `wait4` tells includes that of whoever started it."""
+    command = [sys.executable, "-c", WATCHED, *words]
     paths = os.pathsep.join(filter(None, [variables.get("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]))
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     process = subprocess.Popen(
         command, env={**os.environ, **threads, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    said = process.stdout.read() if process.stdout else b""
+    said = process.stdout.read().decode(errors="replace") if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{' '.join(command)} failed:\n{said.decode(errors='replace')[-2000:]}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+        sys.exit(f"{' '.join(words)} failed:\n{said[-2000:]}")
+    peak = next(line for line in reversed(said.splitlines()) if line.startswith("peak "))
+    return usage.ru_utime + usage.ru_stime, int(peak.split()[1]) * 1024
 
 
 def apart(folder: Path) -> float:
