@@ -24,6 +24,14 @@ def check_adapter_specs(*paths: str) -> None:
     raise_if_any(SpecRefused, found)
 
 
+def check_data(path: str) -> None:
+    """Refuse at once what can be seen of a bad data set without Great Expectations and Prefect."""
+    from tasks.data.early import refuse_early
+    from tasks.spec_files import load_adapter_spec
+
+    refuse_early(load_adapter_spec(path))
+
+
 def check_recipe(path: str) -> None:
     """The same for a merge recipe."""
     from tasks.merging.rules import check_rules
@@ -110,6 +118,7 @@ def train(
     Example: `factory train examples/quickstart/triage.yaml`
     """
     check_adapter_specs(spec)
+    check_data(spec)
     ready()
     from flows.promote import refuse_unless_passed
     from flows.train import train as flow
@@ -134,6 +143,7 @@ def import_folder(
     Example: `factory import downloads/triage-lora --spec examples/quickstart/triage.yaml`
     """
     check_adapter_specs(spec)
+    check_data(spec)
     ready()
     from flows.imports import import_adapter
 
@@ -182,6 +192,7 @@ def compare(
     Example: `factory compare examples/quickstart/triage.yaml --methods lora,rslora,dora --ranks 4,16`
     """
     check_adapter_specs(spec)
+    check_data(spec)
     ready()
     from flows.compare import compare as flow
     from tasks.errors import SpecRefused
