@@ -20,7 +20,7 @@ LABELS = ("card", "loan", "theft")
 Make = Callable[..., Any]
 RATES = {"ia3": 3e-2, "layernorm": 1e-2, "prefix": 3e-2, "prompt": 3e-2, "ptuning": 1e-2, "vera": 3e-2, "full": 2e-3}
 RATES |= {"bitfit": 1e-2, "loraplus": 1e-3}
-SLOWER = {"full": 1e-3, "vera": 1e-2, "ia3": 1e-2, "loraplus": 5e-4, "layernorm": 3e-2, "bitfit": 1e-2}
+SLOWER = {"full": 1e-3, "vera": 1e-2, "ia3": 1e-2, "loraplus": 5e-4, "layernorm": 1e-2, "bitfit": 1e-2}
 BIASED = "tiny_encoder"  # the tiny Llama has no biases
 
 
@@ -65,7 +65,7 @@ def spec_of(make_spec: Make, name: str, kind: str, folder: Path, quantization: s
     others: dict[str, Any] = {"steps": steps, "learning_rate": RATES.get(name, 6e-3), "batch_size": 16}
     if kind == "classification":  # a random encoder: its head starts near its best, and the adapter must do the rest
         others |= {
-            "steps": (5 if name == "bitfit" else 2) * steps,
+            "steps": (5 if name in ("bitfit", "layernorm") else 2) * steps,
             "learning_rate": SLOWER.get(name, 6e-3),
             "head_rate": 0.1,
         }
