@@ -92,7 +92,9 @@ def lived(arm: str, story: dict[str, Any], periods: Sequence[Period], base: str,
     os.environ["FACTORY_HOME"] = str(folder / "home")
     task, life, began = story["name"], Life(), time.perf_counter()
     first = written(folder / "first.jsonl", task, periods[0].traffic)
-    train(str(spec_file(folder / "spec.yaml", story, base, seed, first)))
+    made = train(str(spec_file(folder / "spec.yaml", story, base, seed, first)))
+    if not made.promoted:  # the story is about what follows: the first adapter is served, whatever it can do
+        opened().ledger.promote(task, made.version.number, expected=None, decision={})
     life.labels = len(periods[0].traffic)
     events: list[dict[str, Any]] = []
     listen(events)
