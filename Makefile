@@ -27,7 +27,7 @@ demo: $(STAMP)
 	@.venv/bin/factory demo
 
 test: $(STAMP)
-	@.venv/bin/pytest -q
+	@.venv/bin/pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP)
 	@.venv/bin/ruff format --check .
