@@ -34,18 +34,19 @@ from flows.publish import mirrored, publish_retrain
 from flows.repairing import trained_well
 from flows.resuming import working_on
 from flows.traffic import labelled_traffic
-from flows.validate import Dataset, identified, remembered_dataset, validated
+from flows.validate import Dataset, frozen_examples, identified, remembered_dataset, validated
 from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
 from tasks.data.examples import Example, input_columns
+from tasks.drift.apart import near_rows
 from tasks.drift.attempts import next_attempt
 from tasks.drift.traffic import read_traffic
 from tasks.errors import SpecRefused
 from tasks.evaluation.comparison import Interval, gain
 from tasks.evaluation.scoring import Scores
 from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
-from tasks.specs import AdapterSpec, SplitSpec
+from tasks.specs import AdapterSpec, Side, SplitSpec
 
 NEW_CLASS_ROWS = 20  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
@@ -141,9 +142,9 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
     with working_on(home, key) as workplace:
         version = home.ledger.by_key(key)
         if version is None:
-            learn = [*fresh.snapshot.examples("train"), *replay]
+            learn = [*apart(home, spec, fresh, "train"), *replay]
             old = [e for data in known for e in data.snapshot.examples("validation")] if replay else []
-            choose = [*fresh.snapshot.examples("validation"), *old]
+            choose = [*apart(home, spec, fresh, "validation"), *old]
             adapter = home.ledger.files(champion.ref) if spec.retrain.start == "champion" else None
             tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
             with trained_well(
@@ -200,6 +201,16 @@ def asked_spec(champion: VersionRecord, source: str, replay_share: float | None,
     asked = {"replay_share": replay_share, "start": "base" if classes else start}
     how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
     return spec.model_copy(update={"data": data, "retrain": how})
+
+
+def apart(home: Home, spec: AdapterSpec, fresh: Dataset, side: Side) -> list[Example]:
+    """The rows of one side that are not nearly a row which judges any version of the task, held against every one."""
+    rows = fresh.snapshot.examples(side)
+    frozen = [example.input for example, _ in frozen_examples(home, spec.task)]
+    near = near_rows([row.input for row in rows], frozen, spec.data.near.similarity)
+    if near:
+        voice.say(f"  {len(near)} {side} rows are nearly rows that judge, and are left out")
+    return [row for place, row in enumerate(rows) if place not in near]
 
 
 def newcomers(spec: AdapterSpec, source: str) -> tuple[str, ...]:
