@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from prefect import flow
 
+from flows.blessings import asked_gates
 from flows.claims import claim
 from flows.forgetting import drawn, matrix_of
 from flows.learn import (
@@ -45,7 +46,7 @@ from tasks.drift.traffic import read_traffic
 from tasks.errors import SpecRefused
 from tasks.evaluation.comparison import Interval, gain
 from tasks.evaluation.scoring import Scores
-from tasks.promotion import Decision, beats_base, gains_on_fresh, judge, keeps_slice
+from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge, keeps_slice
 from tasks.specs import AdapterSpec, Side, SplitSpec
 
 NEW_CLASS_ROWS = 20  # labelled requests of a class that the champion does not know, for it to be learned
@@ -164,7 +165,8 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
     for name in [s.name for s in slices]:
         line = ", ".join(f"{who} {scores[who][name].score:.3f}" for who in scores)
         voice.say(f"  on {name} (n={scores['candidate'][name].n}): {line}")
-    return RetrainOutcome(version, champion, scores, "fresh", judged(spec, version, scores), False)
+    decision = judged(spec, version, scores, asked_gates(home, version, spec))
+    return RetrainOutcome(version, champion, scores, "fresh", decision, False)
 
 
 def said_gain(outcome: RetrainOutcome, finding: Mapping[str, Any] | None) -> None:
@@ -320,9 +322,15 @@ def scored_or_wrong(
     return scores
 
 
-def judged(spec: AdapterSpec, version: VersionRecord, scores: Mapping[str, Mapping[str, EvaluationRecord]]) -> Decision:
-    """Better where the traffic is now, not worse on any frozen slice, and better than the base everywhere."""
+def judged(
+    spec: AdapterSpec,
+    version: VersionRecord,
+    scores: Mapping[str, Mapping[str, EvaluationRecord]],
+    asked: Sequence[Gate] = (),
+) -> Decision:
+    """Better where the traffic is now, not worse on any frozen slice, better than the base, and what else is asked."""
     gates, new, old, base = spec.evaluation.gates, scores["candidate"], scores["champion"], scores["base"]
     gained = gains_on_fresh(new["fresh"].outcomes, old["fresh"].outcomes, gates)
     kept = [keeps_slice(name, new[name].outcomes, old[name].outcomes, gates) for name in new if name != "fresh"]
-    return judge(version.ref, [gained, *kept, beats_base(new["fresh"].outcomes, base["fresh"].outcomes, gates)])
+    better = beats_base(new["fresh"].outcomes, base["fresh"].outcomes, gates)
+    return judge(version.ref, [gained, *kept, better, *asked])

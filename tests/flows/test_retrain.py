@@ -181,10 +181,10 @@ def test_what_a_refused_candidate_lost_decides_what_the_next_one_does(
 
     told, decided = [], flow.judged
 
-    def judged(spec: Any, version: Any, scores: Any) -> Any:
+    def judged(spec: Any, version: Any, scores: Any, asked: Any) -> Any:
         told.append((version.ref, spec.retrain.replay_share))
         if len(told) > 1:
-            return decided(spec, version, scores)
+            return decided(spec, version, scores, asked)
         return Decision(version.ref, (Gate("kept on test of old", -0.31, -0.4, -0.2, 126, False),))
 
     monkeypatch.setattr(flow, "judged", judged)
