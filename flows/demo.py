@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from prefect import flow
 
@@ -50,6 +51,7 @@ def demo(short: bool = False) -> None:
     if not QUICKSTART.is_dir():
         raise SpecRefused.one("E-SPEC-017", QUICKSTART, "missing", "run the demo from a checkout of the project")
     voice.say("starting the embedded Prefect server (about ten seconds)")
+    Thread(target=load_libraries, daemon=True).start()
     from flows.cli import print_table
 
     done = story(short)
@@ -65,6 +67,15 @@ def demo(short: bool = False) -> None:
     print("  Prefect and MLflow UI  .venv/bin/factory up   then http://127.0.0.1:4200 and http://127.0.0.1:5000")
     print(f"  one version            .venv/bin/factory show {champion}")
     print(f"  its ancestry           .venv/bin/factory lineage {done.merged.version.ref}")
+
+
+def load_libraries() -> None:
+    """The slow imports, while the server starts in a process of its own."""
+    import great_expectations  # noqa: F401
+
+    from tasks.training import base
+
+    base.load_libraries()
 
 
 @flow(name="demo", description="Train three adapters, watch traffic move, retrain with replay, merge, export.")

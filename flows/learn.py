@@ -32,6 +32,7 @@ from tasks.training.diagnosis import Finding, diagnose
 from tasks.training.recipe import facts_of, with_choices
 
 CARD = "factory.json"
+SOON_SECONDS = 10.0  # as long as a process takes to load torch, transformers and PEFT
 LEARNED_OR_JUDGED = ("dataset", "replay", "window", "judged")  # roles of data sets, the last one of imported adapters
 
 
@@ -197,6 +198,8 @@ def trained(
 
             def show(progress: Progress) -> None:
                 note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+                if progress.seconds_left < SOON_SECONDS:
+                    answers_are_wanted_soon()
                 voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
 
             with threads(spec.resources.threads), told_to_stop() as stop:
@@ -402,7 +405,7 @@ def known_scores(home: Home, subject: str, slices: Sequence[Slice], metric: str)
 
 
 def answers_are_wanted_soon() -> None:
-    """Have the fresh process of `answers_when_loaded` load its libraries beside the scoring that comes first."""
+    """Have the fresh process of `answers_when_loaded` load its libraries beside what comes first."""
     from tasks.export.answer import expect_a_question
 
     expect_a_question()

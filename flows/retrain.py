@@ -17,7 +17,6 @@ from flows.forgetting import drawn, matrix_of
 from flows.learn import (
     Candidate,
     Slice,
-    answers_are_wanted_soon,
     datasets_of,
     key_of,
     known_scores,
@@ -160,7 +159,6 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
                 workplace=workplace,
             ) as candidate:
                 version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)
-    answers_are_wanted_soon()
     scores = side_by_side(home, spec, version, champion, slices, known, fresh)
     for name in [s.name for s in slices]:
         line = ", ".join(f"{who} {scores[who][name].score:.3f}" for who in scores)
