@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     )
     store: str = Field(
         default_factory=lambda known: str(known["home"] / "store"),
-        description="Content-addressed artifacts: a folder, `s3://bucket/path` or `gs://bucket/path`. Default: `store` in home.",
+        description="Content-addressed artifacts: a folder, `s3://bucket/path` or `gs://bucket/path`. Default: `store`"
+        " in home.",
     )
     mlflow_uri: str = Field(
         default_factory=lambda known: f"sqlite:///{known['home']}/mlflow/mlflow.db",
