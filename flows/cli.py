@@ -19,6 +19,16 @@ from flows.commands.speaking import app, manner, print_table, show_gates
 
 __all__ = ["app", "machine", "main", "making", "print_table", "reading", "remembering", "serving"]
 
+HEADINGS = {
+    "making": "Make adapters and merge them",
+    "reading": "Look inside",
+    "serving": "Serve, watch and teach again",
+    "remembering": "What is registered",
+    "machine": "This machine",
+}
+for command in app.registered_commands:
+    command.rich_help_panel = HEADINGS[command.callback.__module__.rpartition(".")[2]]
+
 INTERRUPTED, READER_GONE = 130, 1  # as Typer has it where it meets them itself
 
 
