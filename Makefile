@@ -27,7 +27,7 @@ demo: $(STAMP)
 	@.venv/bin/factory demo
 
 test: $(STAMP)
-	@.venv/bin/pytest -q -n 2 --dist loadfile
+	@.venv/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@.venv/bin/ruff format --check .

@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from registry.durable import copy_and_hash, full_disk_says_so, make_folders, sync_folder, write_new
@@ -101,7 +102,12 @@ class Store:
         before = _signature(place)
         if before is not None and self._verified.get(digest) == before:
             return files
-        raise_if_any(IntegrityError, _differences(place, digest))
+        try:
+            raise_if_any(IntegrityError, _differences(place, digest))
+        except (IntegrityError, FileNotFoundError):
+            if not place.is_dir():  # a sweep took it from under this look
+                raise self._missing(digest) from None
+            raise
         self._verified.pop(digest, None)
         if before is not None and _signature(place) == before and _settled(before):
             self._verified[digest] = before
@@ -157,7 +163,8 @@ class Store:
         """What killed writers left and how long ago, as (name, age in seconds)."""
         folder = self.root / "tmp"
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            yield str(path), now_seconds - path.stat().st_mtime
+            with suppress(FileNotFoundError):  # whoever wrote it is done
+                yield str(path), now_seconds - path.stat().st_mtime
 
     def discard(self, name: str) -> None:
         """Remove a piece of litter."""

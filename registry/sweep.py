@@ -7,6 +7,7 @@ object that is stored again is young again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,15 +45,16 @@ def rubbish(
     """
     with ledger.database.reading() as session:
         needed = referenced(session)
-    objects = [
-        Rubbish("object", digest, store.bytes_of(digest), store.age_seconds(digest, now_seconds))
-        for digest in store.digests()
-        if digest not in needed
-    ]
-    left = [
-        Rubbish("litter", name, _bytes_below(Path(name)), age)
-        for name, age in (*store.litter(now_seconds), *_contents(workshops, now_seconds))
-    ]
+    objects = []
+    for digest in store.digests():
+        with suppress(FileNotFoundError):  # another sweep took it just now
+            if digest not in needed:
+                age = store.age_seconds(digest, now_seconds)
+                objects.append(Rubbish("object", digest, store.bytes_of(digest), age))
+    left = []
+    for name, age in (*store.litter(now_seconds), *_contents(workshops, now_seconds)):
+        with suppress(FileNotFoundError):
+            left.append(Rubbish("litter", name, _bytes_below(Path(name)), age))
     return tuple(item for item in (*objects, *left) if item.age_seconds > older_seconds)
 
 

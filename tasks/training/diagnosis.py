@@ -39,7 +39,9 @@ def diagnose(curve: Curve, change: float | None = None) -> tuple[Finding, ...]:
     norms = [step.grad_norm for step in curve.steps]
     if not losses:
         return (Finding("no steps", "the run ended before its first step", "give it rows", fatal=True),)
-    norms_known = any(math.isfinite(norm) for norm in norms)  # a curve from elsewhere may have none
+    norms_known = len(norms) == 1 or not all(
+        map(math.isnan, norms)
+    )  # one from elsewhere may have none; ours ends at a NaN
     broken = (s for s in curve.steps if not (math.isfinite(s.loss) and (math.isfinite(s.grad_norm) or not norms_known)))
     if bad := next(broken, None):
         evidence = f"loss {bad.loss:.3g}, gradient norm {bad.grad_norm:.3g} at step {bad.step}"

@@ -148,7 +148,7 @@ def test_a_worse_candidate_is_kept_but_not_served_and_each_gate_it_fails_has_a_l
     first = f"test of {intent.outcome.scores.dataset[:8]}"
     lines = [line for line in said.lines if line.startswith("E-GATE")]
     assert all("gain over the base" in line or f"kept on {first}" in line for line in lines)
-    assert len({line.split(":")[2] for line in lines}) == 2
+    assert len({line.split(":")[2] for line in lines}) == len(lines) == 3, "a gain on either slice, and what is kept"
     ((number, artifact),) = factory.sql(
         "SELECT number, artifact FROM versions WHERE name = 'intent' ORDER BY id DESC LIMIT 1"
     )
@@ -187,7 +187,8 @@ def test_a_run_that_blows_up_leaves_its_curve_in_mlflow_and_nothing_else(factory
     said = factory.run("train", factory.spec(desk["tone"], "wild", method__alpha=1e38, training__learning_rate=1.0))
     assert said.code == 5
     assert said.lines[-1].startswith("E-TRAIN-001 tone: not a number: ")
-    assert factory.remembered() == before
+    tried = {table: before[table] + 1 for table in ("runs", "attempts", "leases")}  # that it was tried, and no more
+    assert factory.remembered() == before | tried
     assert factory.litter() == []
     mlflow = factory.mlflow()
     experiment = mlflow.get_experiment_by_name("tone")
