@@ -172,7 +172,11 @@ class Store:
 
     def manifest(self, digest: str) -> tuple[FileEntry, ...]:
         """The files of an object with sizes and hashes, after it was verified."""
-        return entries_of(self.path(digest).parent)
+        place = self.path(digest).parent
+        try:
+            return entries_of(place)
+        except FileNotFoundError:
+            raise self._missing(digest) from None
 
     def digests(self) -> Iterator[str]:
         """Every object in the store, sorted."""
