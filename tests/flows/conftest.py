@@ -218,7 +218,7 @@ class Factory:
         return {name: self.sql(f"SELECT count(*) FROM {name}")[0][0] for (name,) in tables}
 
     def litter(self) -> list[str]:
-        """What lies where only work in progress may lie; a damaged object that was replaced is kept there for a look."""
+        """What lies where only work in progress may lie; what was damaged and replaced is kept there for a look."""
         places = (self.home / "store" / "tmp", self.home / "scratch")
         found = [path for place in places if place.is_dir() for path in place.iterdir()]
         return sorted(str(path) for path in found if not path.name.startswith("damaged-"))
