@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,11 @@ from flows.known_data import answered, note_answer, question
 from flows.policy import cheap
 from flows.progress import voice
 from flows.publish import publish_validation
+from flows.traffic import inbox
 from flows.wiring import Home, opened
 from registry.fingerprint import fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
+from registry.traffic import TrafficStore
 from tasks.data.admission import Admission, Around
 from tasks.data.chat_templates import ending_check, template_tokens
 from tasks.data.door import admit
@@ -169,18 +172,17 @@ def frozen_examples(home: Home, task: str) -> list[tuple[Example, str]]:
 
 
 def expected_traffic(home: Home, spec: AdapterSpec) -> dict[str, str]:
-    """Keys of the requests in the task's newest traffic file, with its name; empty where none can be read."""
-    from flows.watch import newest_traffic
-
-    source = newest_traffic(home, spec.task)
-    if source is None:
-        return {}
-    truth = dict.fromkeys((*input_columns(spec), *target_columns(spec)), "")
-    try:
-        rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
-    except DataRefused:  # `factory watch` says what is wrong with it
-        return {}
-    return {example_of(spec, {**truth, **row.columns}, place).key: Path(source).name for place, row in enumerate(rows)}
+    """Inputs of the task's newest requests, with where they are: taken in, or still in the newest file of its inbox."""
+    requests = [
+        (event.columns, "the task's traffic")
+        for event in TrafficStore(home.ledger.database).newest(spec.task, spec.drift.window_rows)
+    ]
+    for path in inbox(home, spec.task)[-1:]:
+        with suppress(DataRefused):  # `factory watch` says what is wrong with it
+            rows = read_traffic(path, inputs=input_columns(spec), now=datetime.now(UTC)).rows
+            requests += [(row.columns, path.name) for row in rows]
+    unknown = dict.fromkeys((*input_columns(spec), *target_columns(spec)), "")
+    return {example_of(spec, {**unknown, **columns}, 0).input: where for columns, where in requests}
 
 
 def base_folder(spec: BaseSpec) -> Path:

@@ -253,12 +253,6 @@ def graded(window: Observed, arrivals: Sequence[Arrival]) -> Observed:
     )
 
 
-def newest_traffic(home: Home, task: str) -> str | None:
-    """The newest file in a task's inbox."""
-    files = inbox(home, task)
-    return str(files[-1]) if files else None
-
-
 def nothing_to_watch(task: str, champion: VersionRecord | None) -> DataRefused:
     wrong = (
         "no version is served"

@@ -95,25 +95,16 @@ def warnings_of(spec: AdapterSpec, rows: Rows, kept: Sequence[Placed], written: 
     ]
 
 
-def notices_of(spec: AdapterSpec, kept: Sequence[Placed], traffic: Mapping[str, str]) -> list[Check]:
-    """What depends on more than the rows: secrets, as far as this machine can tell, and traffic that is learned."""
+def no_secret(kept: Sequence[Placed]) -> Check:
+    """Secrets and personal data, as far as this machine can tell."""
     hidden = sensitive([f"{row.example.input}\n{row.example.target}" for row in kept])
-    learned = [row for row in kept if row.side != "test"]
-    met = [row for row in learned if row.example.key in traffic]
-    checks = [
-        _warning(
-            "no_secret_or_personal_data",
-            "",
-            hidden.searched,
-            [f"row {kept[at].example.row}: {kind}" for at, kind in hidden.found],
-            f"looked for {', '.join(hidden.kinds)}",
-        ),
-    ]
-    if traffic:
-        told = [f"row {row.example.row} is in {traffic[row.example.key]}" for row in met]
-        asked = ", ".join(input_columns(spec))
-        checks.append(_warning("traffic_is_not_learned_from", asked, len(learned), told))
-    return checks
+    return _warning(
+        "no_secret_or_personal_data",
+        "",
+        hidden.searched,
+        [f"row {kept[at].example.row}: {kind}" for at, kind in hidden.found],
+        f"looked for {', '.join(hidden.kinds)}",
+    )
 
 
 def _warning(

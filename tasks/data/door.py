@@ -14,7 +14,7 @@ from tasks.data.counts import (
     classes_are_taught,
     histograms,
     lengths,
-    notices_of,
+    no_secret,
     rows_per_class,
     warnings_of,
 )
@@ -50,8 +50,8 @@ def admit(
 
     `count_tokens` gives the length of each text in tokens of the base; without it, only characters are bounded.
     `forbidden` maps keys of frozen test rows to their slice: such a row lies on the test side or stays out. `judged`
-    maps their inputs to their slice, for what is nearly the same; `traffic` maps keys of requests that the task will
-    be judged on to their file. `known` are checks of what is not data, such as the base. `on_progress` hears the
+    maps their inputs to their slice, for what is nearly the same; `traffic` maps inputs of requests that the task will
+    be judged on to where they are. `known` are checks of what is not data, such as the base. `on_progress` hears the
     stage, and how many of how many rows are done.
     One input has one answer where the metric compares answers (exact_match, accuracy); under token_accuracy, where an
     answer is one of many good ones, it may have several.
@@ -98,6 +98,7 @@ def admit(
         kept.rows,
         spec.data.near,
         judged=judged,
+        traffic=traffic,
         field=asked,
         template=spec.data.prompt,
         on_progress=partial(on_progress, "near pairs"),
@@ -109,7 +110,7 @@ def admit(
     on_progress("counting", 0, len(left))
     per_class, shapes = rows_per_class(spec, rows, left), histograms(left, tokens)
     around = Around(
-        notices=(*known, *([alike.notice] if alike.notice else []), *notices_of(spec, left, traffic)),
+        notices=(*known, *alike.notices, no_secret(left)),
         languages=languages([row.example.input for row in left]),
     )
     admission = Admission(

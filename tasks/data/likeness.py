@@ -19,14 +19,14 @@ _RANK: Mapping[Side, int] = {"test": 0, "validation": 1, "train": 2}
 class Likeness(NamedTuple):
     """Rows that leak, with their reasons; rows that repeat another of their side; pairs and checks of the set itself.
 
-    `notice` is the check against earlier test slices, which are not part of the set; None where there are none.
+    `notices` are the checks against what is not part of the set: earlier test slices and requests, if there are any.
     """
 
     leaking: list[Fallen]
     repeating: list[Placed]
     pairs: tuple[NearPair, ...]
     checks: tuple[Check, Check]
-    notice: Check | None
+    notices: tuple[Check, ...]
 
 
 def likeness(
@@ -34,13 +34,15 @@ def likeness(
     near: NearSpec,
     *,
     judged: Mapping[str, str],
+    traffic: Mapping[str, str],
     field: str,
     template: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Likeness:
     """Near pairs among rows of which no two have the same input on two sides; a row that judges leaks into nothing.
 
-    `judged` maps earlier test inputs to their slice. What `template` says in every row makes no two of them alike.
+    `judged` maps earlier test inputs to their slice, `traffic` those of requests to where they are: a row that is
+    nearly a request is told and stays. What `template` says in every row makes no two of them alike.
     """
     rows = list({row.example.key: row for row in reversed(rows)}.values())[::-1]  # an input with many answers, once
     texts = [without_template(template, row.example.input) for row in rows]
@@ -49,11 +51,17 @@ def likeness(
     leaks = {at: _pair("leak", rows[at], rows[twin.other], twin) for at, twin in sorted(found.leaks.items())}
     repeats = {at: _pair("repeat", rows[at], rows[twin.other], twin) for at, twin in sorted(found.repeats.items())}
     learned = [at for at, row in enumerate(rows) if row.side != "test"]
-    before = {without_template(template, text): name for text, name in judged.items()}
-    earlier = _earlier([rows[at] for at in learned], [texts[at] for at in learned], before, near, sketch[learned])
-    notice = None
+    taught, said = [rows[at] for at in learned], [texts[at] for at in learned]
+
+    def met(known: Mapping[str, str]) -> list[NearPair]:
+        bare = {without_template(template, text): name for text, name in known.items()}
+        return _earlier(taught, said, bare, near, sketch[learned])
+
+    earlier, notices = met(judged), []
     if judged:
-        notice = _check("no_near_frozen_row", earlier, len(learned), near, critical=near.leaks != "warn")
+        notices.append(_check("no_near_frozen_row", earlier, len(learned), near, critical=near.leaks != "warn"))
+    if traffic:
+        notices.append(_check("traffic_is_not_learned_from", met(traffic), len(learned), near, critical=False))
     reasons = {pair.at: _reason(pair) for pair in (*earlier, *leaks.values())}
     return Likeness(
         leaking=[Fallen(at, "no_near_leak", field, reason) for at, reason in sorted(reasons.items())],
@@ -63,14 +71,14 @@ def likeness(
             _check("no_near_leak", list(leaks.values()), len(learned), near, critical=near.leaks != "warn"),
             _check("no_near_repeat", list(repeats.values()), len(rows), near, critical=False),
         ),
-        notice=notice,
+        notices=tuple(notices),
     )
 
 
 def _earlier(
     rows: Sequence[Placed], texts: Sequence[str], judged: Mapping[str, str], near: NearSpec, sketch: Any
 ) -> list[NearPair]:
-    """Rows that are nearly an earlier test row, each with it."""
+    """Rows that are nearly a known text, each with it."""
     import numpy as np
 
     if not judged or not rows:
@@ -103,7 +111,7 @@ def _pair(
 
 def _check(name: str, pairs: Sequence[NearPair], evaluated: int, near: NearSpec, *, critical: bool) -> Check:
     samples = tuple(f"row {p.row} ({p.side}): {_reason(p)}: {shown(p.input)}" for p in pairs[:SAMPLES])
-    other = sum(not pair.same_target for pair in pairs) if name != "no_near_frozen_row" else 0
+    other = sum(not pair.same_target for pair in pairs) if name in ("no_near_leak", "no_near_repeat") else 0
     detail = f"similarity {near.similarity} or more" + (f", {other:,} of them with another answer" if other else "")
     return Check(name, "", "critical" if critical else "warning", not pairs, evaluated, len(pairs), samples, detail)
 

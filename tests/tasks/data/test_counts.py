@@ -5,9 +5,12 @@ import sys
 import pytest
 
 from tasks.data.door import admit
+from tasks.data.examples import key_of
 from tasks.data.scripts import script_of
 from tasks.data.sensitive import sensitive
+from tasks.data.splits import side_of
 from tasks.errors import DataRefused
+from tasks.specs import SplitSpec
 
 
 def check(admission, name):
@@ -95,10 +98,25 @@ def test_without_the_optional_detectors_addresses_are_still_found(monkeypatch):
 def test_traffic_that_is_learned_from_is_told(tmp_path, asks, write, clean):
     path = write(tmp_path / "a.csv", clean(100))
     learned = admit(asks(path)).examples["train"][:4]
-    admission = admit(asks(path), traffic={example.key: "2026-q1.jsonl" for example in learned})
+    admission = admit(asks(path), traffic={f" {example.input.upper()} ": "2026-q1.jsonl" for example in learned})
     told = check(admission, "traffic_is_not_learned_from")
     assert (told.passed, told.unexpected) == (False, 4)
-    assert told.samples[0] == f"row {learned[0].row} is in 2026-q1.jsonl"
+    assert told.samples[0].startswith(f"row {learned[0].row} (train): 1.00 the same as 2026-q1.jsonl: ")
+    assert len(admission.examples["train"]) == len(admit(asks(path)).examples["train"]), "it is told, and stays"
+
+
+def test_a_row_that_is_nearly_a_request_is_told(tmp_path, asks, write, clean):
+    rows = clean(100)
+    learned = next(at for at, row in enumerate(rows) if side_of(key_of(row["text"]), SplitSpec()) == "train")
+    story = "my parcel went from one depot to the next for weeks, and nobody could say to me where it was by now"
+    rows[learned]["text"] = next(
+        text for n in range(99) if side_of(key_of(text := f"{story} {n}"), SplitSpec()) == "train"
+    )
+    admission = admit(asks(write(tmp_path / "a.csv", rows)), traffic={story: "the task's traffic"})
+    told = check(admission, "traffic_is_not_learned_from")
+    assert (told.severity, told.passed, told.unexpected) == ("warning", False, 1)
+    assert told.samples[0].startswith(f"row {learned + 2} (train): ")
+    assert "the same as the task's traffic" in told.samples[0]
 
 
 @pytest.mark.parametrize(
