@@ -200,7 +200,7 @@ def test_a_run_that_blows_up_leaves_its_curve_in_mlflow_and_nothing_else(factory
 def test_a_classifier_is_trained_registered_served_and_answers_by_name(factory: Any, mood: Any, desk: Any) -> None:
     assert mood.outcome.promoted, mood.outcome.decision.sentence
     ((spec, artifact),) = factory.sql(
-        "SELECT body, artifact FROM versions JOIN specs ON spec = digest WHERE name = 'mood'"
+        "SELECT body, artifact FROM versions JOIN specs ON spec = digest WHERE name = 'mood' AND number = 1"
     )
     assert json.loads(spec)["data"]["labels"] == sorted(desk["mood"].labels)
     assert json.loads(factory.files(artifact)["labels.json"].read_text()) == sorted(desk["mood"].labels)
