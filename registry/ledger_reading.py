@@ -28,7 +28,6 @@ from registry.records import (
     WithdrawalRecord,
 )
 from registry.tables import DatasetRow, NameRow, SignatureRow, SplitRow, VersionRow
-from registry.versions import VersionRef
 
 
 class LedgerReading:
@@ -107,8 +106,8 @@ class LedgerReading:
         with self.database.reading() as session:
             return neighbourhood(session, ref)
 
-    def containing(self, ref: str) -> tuple[VersionRef, ...]:
-        """The versions that a version, base, data set or code went into, in the order of registration.
+    def containing(self, ref: str) -> tuple[str, ...]:
+        """References of the versions that a version, base, data set or code went into, in the order of registration.
 
         `containing("dataset:...")` are the models that learned from it; `containing("triage:3")` is what has to be made
         again if that version is withdrawn.

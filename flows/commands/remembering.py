@@ -50,7 +50,7 @@ def lineage(
 
     ledger = opened().ledger
     if contains:
-        found = [version.ref for version in ledger.containing(name)]
+        found = ledger.containing(name)
         tell(found, *(found or [f"nothing contains {name}"]))
         return
     walked = ledger.lineage(name, "down" if down else "up")
