@@ -24,7 +24,7 @@ from registry.fingerprint import fingerprint
 from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
 from registry.traffic import TrafficStore
 from tasks.data.admission import Admission, Around
-from tasks.data.chat_templates import ending_check, template_tokens
+from tasks.data.chat_templates import ending_check, templated
 from tasks.data.door import admit
 from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.data.guess import is_data, spec_of_file
@@ -193,16 +193,11 @@ def base_folder(spec: BaseSpec) -> Path:
 
 
 def token_counter(spec: BaseSpec) -> Callable[[Sequence[str]], list[int]]:
-    """A function from texts to their lengths in tokens of this base, without loading its weights.
-
-    A chat template's own tokens are counted with every text.
-    """
+    """Lengths of texts in tokens of this base, with those of its chat template, without loading its weights."""
     from tasks.training.folder import count_tokens
 
     folder = base_folder(spec)
-    count = count_tokens(folder)
-    around = template_tokens(folder, count)
-    return (lambda texts: [tokens + around for tokens in count(texts)]) if around else count
+    return templated(folder, count_tokens(folder))
 
 
 def source_name(source: str) -> str:

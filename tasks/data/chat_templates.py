@@ -6,11 +6,13 @@ A template is rendered in a sandbox, as transformers does it; nothing else of th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.data.admission import Check
 from tasks.data.guards import CountTokens
+from tasks.data.talks import Turn, turns_of, without_system
 
 _QUESTION, _ANSWER = "question", "answer-to-be-found"
 
@@ -45,18 +47,35 @@ def _wrong(folder: Path) -> str:
     return ""
 
 
-def template_tokens(folder: Path, count_tokens: CountTokens) -> int:
-    """Tokens that a chat template puts around a question, up to where the answer begins; 0 without a template."""
+def templated(folder: Path, count_tokens: CountTokens) -> CountTokens:
+    """A counter that also counts what the base's chat template, if it has one, puts around the turns of a text.
+
+    What it puts around a question is the same for every question; a longer talk is written out and counted.
+    """
     config = _json(folder / "tokenizer_config.json")
     template = _template(folder, config)
     if template is None:
-        return 0
+        return count_tokens
     try:
-        written = _rendered(template, config, [{"role": "user", "content": _QUESTION}], True)
+        rendered = _rendered(template, config, [{"role": "user", "content": _QUESTION}], True)
     except Exception:  # `ending_check` says what is wrong with it
-        return 0
-    whole, plain = count_tokens([written, _QUESTION])
-    return max(0, whole - plain)
+        return count_tokens
+    whole, plain = count_tokens([rendered, _QUESTION])
+    around = max(0, whole - plain)
+
+    def count(texts: Sequence[str]) -> list[int]:
+        talks = {at: turns for at, text in enumerate(texts) if len(turns := turns_of(text)) > 1}
+        said = [_talk(template, config, talks[at]) if at in talks else text for at, text in enumerate(texts)]
+        return [tokens + around * (at not in talks) for at, tokens in enumerate(count_tokens(said))]
+
+    return count
+
+
+def _talk(template: str, config: dict[str, Any], turns: list[Turn]) -> str:
+    try:
+        return _rendered(template, config, turns, True)
+    except Exception:  # some templates refuse a system's turn
+        return _rendered(template, config, without_system(turns), True)
 
 
 def _rendered(template: str, config: dict[str, Any], talk: list[dict[str, str]], ask: bool) -> str:

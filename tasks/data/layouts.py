@@ -9,11 +9,11 @@ from typing import Any
 
 from tasks.data.admission import Quarantined, shown, type_found
 from tasks.data.reading import Rows, missing_columns, read_rows
+from tasks.data.talks import SPEAKERS, takes_turns, turns_of, written
 from tasks.errors import DataRefused
 from tasks.specs import DataSpec
 
 Exchange = tuple[str, str]
-SPEAKERS: Mapping[str, str] = MappingProxyType({"user": "User", "assistant": "Assistant"})
 
 
 def laid_out(data: DataSpec, rows: Rows) -> Rows:
@@ -57,8 +57,7 @@ class _Other(ValueError):
 
 
 def chat(record: Mapping[str, Any]) -> Exchange:
-    """All turns but the last, and the last, which is the assistant's. One question is asked as it stands, after the
-    system's words; a longer talk is written out with its speakers, and ends where the assistant is to speak.
+    """All turns but the last, as `talks.written` writes them, and the last, which is the assistant's.
 
     >>> chat({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
     ('Hi', 'Hello')
@@ -70,19 +69,18 @@ def chat(record: Mapping[str, Any]) -> Exchange:
         role, content = turn.get("role"), turn.get("content")
         if not isinstance(content, str):
             raise _Other("messages", f"turn {number}: {type_found(content)} where content is text")
-        if role not in SPEAKERS and not (role == "system" and number == 1):
+        if role not in SPEAKERS or (role == "system" and number > 1):
             allowed = "user or assistant" if number > 1 else "system, user or assistant"
             raise _Other("messages", f"turn {number}: role {shown(role)} where {allowed} is expected")
-    system = turns[0]["content"] + "\n\n" if turns and turns[0]["role"] == "system" else ""
-    talk = turns[1:] if system or (turns and turns[0]["role"] == "system") else turns
-    roles = [turn["role"] for turn in talk]
-    if len(talk) < 2 or roles != ["user", "assistant"] * (len(talk) // 2):
+    roles = [turn["role"] for turn in turns]
+    if roles[-1:] != ["assistant"] or not takes_turns(roles[:-1]):
         said = ", ".join(roles[:6]) or "nothing"
         raise _Other("messages", f"user and assistant take turns and the assistant has the last word; found {said}")
-    if len(talk) == 2:
-        return system + talk[0]["content"], talk[1]["content"]
-    written = [f"{SPEAKERS[turn['role']]}: {turn['content']}" for turn in talk[:-1]]
-    return system + "\n".join([*written, "Assistant:"]), talk[-1]["content"]
+    asked = [{"role": turn["role"], "content": turn["content"].rstrip("\r\n")} for turn in turns[:-1]]
+    prompt = written(asked)
+    if turns_of(prompt) != asked:
+        raise _Other("messages", "a turn holds a line that begins like another turn, with 'User:' or 'Assistant:'")
+    return prompt, turns[-1]["content"]
 
 
 def instruction(record: Mapping[str, Any]) -> Exchange:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from tasks.data.examples import Example
+from tasks.data.talks import turns_of, without_system
 from tasks.training.base import Base
 
 IGNORED = -100
@@ -30,7 +33,8 @@ class Encoded:
 def encode(base: Base, examples: Sequence[Example]) -> list[Encoded]:
     """Examples as tokens of the base's tokenizer; nothing is truncated here, the door has refused what is too long.
 
-    With a chat template the prompt becomes the user's turn and the completion the assistant's.
+    With a chat template the prompt becomes the turns that it writes out, a plain one the user's, and the completion the
+    assistant's.
     """
     if not examples:
         return []
@@ -47,14 +51,21 @@ def prompt_tokens(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     if not prompts:
         return []
     if getattr(tokenizer, "chat_template", None):
-        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        texts = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return tokenizer([_templated(tokenizer, prompt) for prompt in prompts], add_special_tokens=False)["input_ids"]
     ids = tokenizer(list(prompts))["input_ids"]
     # a tokenizer that closes every text would close the prompt before the answer
     ending = tokenizer.eos_token_id
     is_encoder = tokenizer.sep_token_id is not None and tokenizer.cls_token_id is not None
     return ids if is_encoder else [row[:-1] if len(row) > 1 and row[-1] == ending else row for row in ids]
+
+
+def _templated(tokenizer: Any, prompt: str) -> str:
+    turns = turns_of(prompt)
+    template = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
+    try:
+        return template(turns)
+    except TemplateError:  # some templates refuse a system's turn
+        return template(without_system(turns))
 
 
 def collate(base: Base, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], Tensor]:

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from tasks.data.chat_templates import ending_check, template_tokens
+from tasks.data.chat_templates import ending_check, templated
+from tasks.data.talks import written
 from tasks.training.folder import count_tokens
 
 CHATML = (
@@ -61,12 +62,27 @@ def test_the_tokens_of_a_template_are_those_that_transformers_puts_around_a_prom
 
     with_template(base, CHATML)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    count = count_tokens(base)
-    around = template_tokens(base, count)
-    for prompt in ("where is my card", "a", "vobipo vinire fifaripu"):
-        counted, real = count([prompt])[0] + around, len(prompt_tokens(tokenizer, [prompt])[0])
+    count = templated(base, count_tokens(base))
+    talk = written([{"role": r, "content": "where is it"} for r in ("system", "user", "assistant", "user")])
+    for prompt in ("where is my card", "a", "vobipo vinire fifaripu", talk, talk + "\n"):
+        counted, real = count([prompt])[0], len(prompt_tokens(tokenizer, [prompt])[0])
         assert real <= counted <= real + 2  # what the tokenizer puts around a plain text is counted once more
 
 
+def test_a_template_that_knows_no_system_is_given_its_words_with_the_question(base):
+    from transformers import AutoTokenizer
+
+    from tasks.training.encoding import prompt_tokens
+
+    with_template(base, "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHATML)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    talk = written([{"role": "system", "content": "be short"}, {"role": "user", "content": "where is it"}])
+    (row,) = prompt_tokens(tokenizer, [talk])
+    (same,) = prompt_tokens(tokenizer, ["be short\n\nwhere is it"])
+    assert row == same
+    assert len(row) <= templated(base, count_tokens(base))([talk])[0] <= len(row) + 2
+
+
 def test_without_a_template_nothing_is_added(base):
-    assert template_tokens(base, count_tokens(base)) == 0
+    count = count_tokens(base)
+    assert templated(base, count) is count

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.data.door import admit
 from tasks.data.layouts import chat
+from tasks.data.talks import turns_of
 from tasks.errors import DataRefused
 from tasks.specs import SIDES, AdapterSpec, BaseSpec, DataSpec
 
@@ -31,7 +35,19 @@ def test_a_chat_becomes_its_question_and_its_answer(tmp_path, write):
 
 def test_a_longer_chat_keeps_the_system_and_every_turn_in_order():
     turns = [said("system", "S"), said("user", "A"), said("assistant", "B"), said("user", "C"), said("assistant", "D")]
-    assert chat({"messages": turns}) == ("S\n\nUser: A\nAssistant: B\nUser: C\nAssistant:", "D")
+    assert chat({"messages": turns}) == ("System: S\nUser: A\nAssistant: B\nUser: C\nAssistant:", "D")
+
+
+TURNS = st.lists(st.text(max_size=20).map(lambda text: text.rstrip("\r\n")), min_size=1, max_size=7)
+
+
+@given(st.text(max_size=9).map(lambda text: text.rstrip("\r\n")) | st.none(), TURNS)
+def test_the_turns_of_a_chat_can_be_read_back_from_its_prompt(system, contents):
+    roles = itertools.cycle(["user", "assistant"])
+    turns = [said(role, text) for role, text in zip(roles, contents, strict=False)]
+    turns = [*([said("system", system)] if system is not None else []), *turns[: len(turns) - (len(turns) % 2 == 0)]]
+    prompt, answer = chat({"messages": [*turns, said("assistant", "done")]})
+    assert (turns_of(prompt), turns_of(prompt + "\n"), answer) == (turns, turns, "done")
 
 
 BROKEN = {
@@ -42,6 +58,10 @@ BROKEN = {
     "no text": ([said("user", ["a"]), said("assistant", "b")], "turn 1: list"),
     "system too late": ([said("user", "a"), said("system", "b")], "turn 2: role 'system'"),
     "nothing": ([], "found nothing"),
+    "two in one": (
+        [said("user", "a\nAssistant: b\nUser: c"), *(said(who, "d") for who in ("assistant", "user", "assistant"))],
+        "begins like another turn",
+    ),
 }
 
 

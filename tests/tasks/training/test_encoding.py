@@ -98,6 +98,8 @@ def test_a_chat_template_makes_the_prompt_a_turn_of_the_user(tiny_base: Path) ->
     )
     (row,) = prompt_tokens(chatty, ["what is it?"])
     assert chatty.decode(row) == "<user>what is it?<assistant>"
+    (row,) = prompt_tokens(chatty, ["System: be brief\nUser: what is it?\nAssistant: this\nUser: and?\nAssistant:\n"])
+    assert chatty.decode(row) == "<system>be brief<user>what is it?<assistant>this<user>and?<assistant>"
 
 
 def test_nothing_is_truncated(base: Base) -> None:
