@@ -21,6 +21,7 @@ from torch import Tensor
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
 from tasks.merging.parts import LowRank
 from tasks.merging.scaled_file import READ_OF, scaled_config_problems, scaled_parts
+from tasks.merging.value_file import FAMILY, value_config_problems, value_parts
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KINDS = {"CAUSAL_LM": "generation", "SEQ_CLS": "classification"}
@@ -104,6 +105,8 @@ def _config_problems(path: Path, config: dict[str, Any]) -> list[Problem]:
     if kind in READ_OF:
         unknown = config.keys() - READ_OF[kind] - INERT - {"peft_type", "task_type", "modules_to_save"}
         return [*scaled_config_problems(path, config), *_common_problems(path, config, unknown)]
+    if kind == FAMILY:
+        return [*value_config_problems(path, config), *_common_problems(path, config, set())]
     if kind != "LORA":
         why = NOT_WEIGHTS.get(kind, "has no exact weight update here")
         remedy = "serve it as an adapter of its own, or train the task with lora, rslora or dora"
@@ -176,8 +179,11 @@ def _sorted_out(
     problems_of_scales: list[Problem] = []
     if config["peft_type"] in READ_OF:
         modules, read, problems_of_scales = scaled_parts(path, config, tensors, PREFIX)
-    parts: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
+    if config["peft_type"] == FAMILY:
+        modules, head, problems_of_scales = value_parts(path, config, tensors)
+        read = set(tensors)
+    parts: dict[str, dict[str, Tensor]] = {}
     found = [*problems_of_scales]
     for key, tensor in sorted(tensors.items()):
         name = key.removeprefix(PREFIX)

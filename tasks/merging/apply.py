@@ -51,6 +51,13 @@ def applied(
             named[name].data = weight
 
 
+def linear_modules(model: Any, names: Collection[str]) -> tuple[str, ...]:
+    """Of these modules the linear layers, in the model's own order: what answers rows of inputs with a product."""
+    wanted = set(names)
+    linear = ("Linear", "Conv1D")
+    return tuple(name for name, module in model.named_modules() if name in wanted and type(module).__name__ in linear)
+
+
 @contextmanager
 def rounded(model: Any, modules: Collection[str], *, double_quant: bool = True) -> Iterator[Any]:
     """The dense model with these modules' weights rounded to NF4 and back; as before afterwards."""

@@ -259,12 +259,12 @@ MEASURED: Mapping[str, MeasuredRule] = MappingProxyType(
     {
         "regmean": MeasuredRule(
             "regmean",
-            "least squares: answers each task's validation rows as its own adapter does",
+            "least squares: answers each task's training rows as its own adapter does",
             "Jin et al. 2023, arXiv:2212.09849",
         ),
         "distilled": MeasuredRule(
             "distilled",
-            "`regmean`, then a short training without labels towards each task's own adapter, on validation inputs",
+            "`regmean`, then a short training without labels towards each task's own adapter, on training inputs",
             "Hinton et al. 2015, arXiv:1503.02531",
         ),
     }

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.merging.apply import applied
+from tasks.merging.apply import applied, linear_modules
+from tasks.merging.merge import as_stored
 from tasks.merging.plan import MergePlan
 from tasks.methods.build import final_linear
 from tasks.training.base import Base
@@ -65,7 +66,7 @@ def distilled(
     """
     lessons = _lessons(base, plan, rows)
     generator = torch.Generator().manual_seed(seed)
-    corrections = _fresh_corrections(plan, rank, generator)
+    corrections = _fresh_corrections(base, plan, rank, generator)
     optimizer = torch.optim.AdamW(
         [factor for pair in corrections.values() for factor in pair], lr=rate, weight_decay=0.0
     )
@@ -94,7 +95,7 @@ def _lessons(base: Base, plan: MergePlan, rows: Mapping[str, Sequence[Encoded]])
     by_task: list[list[Lesson]] = []
     in_order = sorted(zip(plan.parents, plan.updates, strict=True), key=lambda pair: pair[1].digest)  # not by place
     for parent, update in in_order:
-        own = {name: _stored(plan, update.delta(name), name) for name in update.modules}
+        own = {name: as_stored(plan, name, update.delta(name)) for name in update.modules}
         ordered = sorted(rows[parent.task], key=lambda row: row.length)
         by_task.append([])
         with applied(base.model, own) as model:
@@ -107,12 +108,6 @@ def _lessons(base: Base, plan: MergePlan, rows: Mapping[str, Sequence[Encoded]])
                 by_task[-1].append(Lesson(parent.task, inputs, where, said))
     longest = max(map(len, by_task))
     return [own[turn % len(own)] for turn in range(longest) for own in by_task]
-
-
-def _stored(plan: MergePlan, delta: Tensor, name: str) -> Tensor:
-    if name.endswith(".bias") and delta.shape[1] == 1:
-        return delta[:, 0]
-    return delta.T.contiguous() if plan.transposed else delta
 
 
 def _shuffled(lessons: list[Lesson], generator: torch.Generator) -> list[Lesson]:
@@ -141,13 +136,13 @@ def _logits(base: Base, model: Any, plan: MergePlan, lesson: Lesson) -> Tensor:
     return F.linear(x.float(), own[f"{name}.weight"].float(), bias.float() if bias is not None else None)
 
 
-def _fresh_corrections(plan: MergePlan, rank: int, generator: torch.Generator) -> dict[str, Factors]:
-    """B = 0 and a random A, so that the first step stands at the start."""
+def _fresh_corrections(base: Base, plan: MergePlan, rank: int, generator: torch.Generator) -> dict[str, Factors]:
+    """B = 0 and a random A for each linear layer, so that the first step stands at the start."""
     found = {}
-    for name, (out, into) in plan.modules.items():
-        if not name.endswith(".bias"):
-            A = torch.randn(min(rank, out, into), into, generator=generator) / into**0.5
-            found[name] = (torch.zeros(out, len(A), requires_grad=True), A.requires_grad_())
+    for name in linear_modules(base.model, plan.modules):
+        out, into = plan.modules[name]
+        A = torch.randn(min(rank, out, into), into, generator=generator) / into**0.5
+        found[name] = (torch.zeros(out, len(A), requires_grad=True), A.requires_grad_())
     return found
 
 

@@ -26,7 +26,6 @@ from tasks.merging.factors import Reduced, product, reduce_dense, reduce_factors
 from tasks.merging.plan import MergePlan, Parent, check_parents
 from tasks.merging.rules import rule_named, weight_problems
 from tasks.merging.stack import Stack, stream_of
-from tasks.merging.vectors import BIAS
 
 __all__ = ["MergePlan", "Parent", "check_parents", "merged_updates", "one_thread", "reduced_updates"]
 
@@ -56,7 +55,7 @@ def merged_updates(
     """
     row, stacks, ask = asked(plan, rule, weights, density, seed)
     for stack, delta in _in_order(partial(merged, row, ask), stacks, workers):
-        yield stack.name, _as_stored(plan, stack.name, delta)
+        yield stack.name, as_stored(plan, stack.name, delta)
 
 
 def reduced_updates(
@@ -156,8 +155,9 @@ def _stacks(plan: MergePlan, weights: Sequence[float]) -> list[Stack]:
     return stacks
 
 
-def _as_stored(plan: MergePlan, name: str, delta: Tensor) -> Tensor:
-    if name.endswith(BIAS) and delta.shape[1] == 1:
+def as_stored(plan: MergePlan, name: str, delta: Tensor) -> Tensor:
+    """A change (out, in) as the base stores the weight."""
+    if name in plan.vectors:
         return delta[:, 0]
     return delta.T.contiguous() if plan.transposed else delta
 

@@ -14,6 +14,7 @@ class LowRank:
     Attributes:
         gain: IA3: a factor per output channel, or per input channel if `of_inputs`; there is no B A then.
         cut: A is shared by modules of several widths; the module's own takes its first columns.
+        value: what the base's parameter is replaced by, as the base stores it; there is no B A then.
     """
 
     B: Tensor  # (out, rank)
@@ -24,17 +25,31 @@ class LowRank:
     gain: Tensor | None = None
     of_inputs: bool = False
     cut: bool = False
+    value: Tensor | None = None
 
     @property
     def needs_shape(self) -> bool:
         """Whether the adapter alone does not say how large the module is."""
-        return self.gain is not None or self.cut
+        return self.gain is not None or self.value is not None or self.cut
 
-    def shaped(self, out: int, into: int) -> LowRank:
-        """The same for a module of this shape."""
+    @property
+    def is_vector(self) -> bool:
+        """Whether it replaces a parameter of one axis: a bias, or the gains of a norm."""
+        return self.value is not None and self.value.dim() == 1
+
+    def fits(self, stored: tuple[int, ...] | None) -> bool:
+        """Whether it can change a weight that the base stores in this shape."""
+        if self.value is not None:
+            return tuple(self.value.shape) == stored
+        if stored is None or len(stored) != 2:
+            return False
         if self.gain is not None:
-            return replace(self, B=self.gain.new_zeros(out, 0), A=self.gain.new_zeros(0, into))
-        return replace(self, A=self.A[:, :into].contiguous(), cut=False)
+            return len(self.gain) == stored[1 if self.of_inputs else 0]
+        return not self.cut or stored[1] <= self.A.shape[1]
 
-    def gain_fits(self, out: int, into: int) -> bool:
-        return self.gain is None or len(self.gain) == (into if self.of_inputs else out)
+    def shaped(self, stored: tuple[int, ...]) -> LowRank:
+        """The same for a weight of this shape, which it fits."""
+        if self.cut:
+            return replace(self, A=self.A[:, : stored[1]].contiguous(), cut=False)
+        out, into = (*stored, 1)[:2]
+        return replace(self, B=self.B.new_zeros(out, 0), A=self.A.new_zeros(0, into))

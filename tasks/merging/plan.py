@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -46,6 +47,11 @@ class MergePlan:
     modules: Mapping[str, tuple[int, int]] = field(repr=False)
     kind: str
     transposed: bool
+
+    @cached_property
+    def vectors(self) -> frozenset[str]:
+        """The changed biases and gains, which the base stores with one axis."""
+        return frozenset().union(*(update.vectors for update in self.updates))
 
     @property
     def heads(self) -> dict[str, dict[str, Tensor]]:

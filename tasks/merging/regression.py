@@ -6,19 +6,22 @@ Jin et al. 2023, arXiv:2212.09849, section 3: per linear layer the minimiser of 
 
 over the shared base (W_i = W + dW_i). Two choices are named: layers are merged one after the other and X_i is read from
 the model as merged so far, so that later layers make up for what earlier ones lost; and positions where an answer is
-written count `answer_weight` times, for a prompt is many tokens and an answer few.
+written count `answer_weight` times, for a prompt is many tokens and an answer few. What is no linear layer (biases,
+norms, embeddings) gets the mean of the changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tasks.merging.apply import applied
+from tasks.merging.apply import applied, linear_modules
+from tasks.merging.merge import as_stored
 from tasks.merging.plan import MergePlan
 from tasks.training.base import Base
 from tasks.training.encoding import IGNORED, Encoded, collate
@@ -35,7 +38,7 @@ def regression_mean(
     answer_weight: float = 20.0,
     on_layer: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Tensor]:
-    """The merged change of every module, float32 (out, in).
+    """The merged change of every module, float32, as the base stores it.
 
     Args:
         base: the dense base, on which each parent is put in turn.
@@ -45,11 +48,15 @@ def regression_mean(
         KeyError: a parent has no rows.
     """
     own = {
-        parent.task: {name: update.delta(name).float() for name in update.modules if not name.endswith(".bias")}
-        for parent, update in zip(plan.parents, plan.updates, strict=True)
+        parent.task: {name: as_stored(plan, name, update.delta(name)) for name in update.modules}
+        for parent, update in sorted(zip(plan.parents, plan.updates, strict=True), key=lambda pair: pair[1].digest)
+    }  # by content, so that the order of the parents does not show
+    linear = linear_modules(base.model, plan.modules)
+    layers = _layers(linear)
+    merged = {
+        name: torch.stack([deltas[name] for deltas in own.values() if name in deltas]).sum(0) / len(own)
+        for name in sorted(set(plan.modules) - set(linear))
     }
-    layers = _layers(plan.modules)
-    merged: dict[str, Tensor] = {}
     for done, names in enumerate(layers):
         grams = {
             task: _grams(base, {**deltas, **merged}, rows[task], names, answer_weight) for task, deltas in own.items()
@@ -57,21 +64,21 @@ def regression_mean(
         for name in names:
             takes_part = [task for task in own if name in own[task]]
             total = sum(grams[task][name] for task in takes_part)
-            wanted = sum(grams[task][name] @ own[task][name].double().T for task in takes_part)
+            turned = {
+                task: own[task][name] if plan.transposed else own[task][name].T for task in takes_part
+            }  # (in, out)
+            wanted = sum(grams[task][name] @ turned[task].double() for task in takes_part)
             ridge = RIDGE * torch.eye(len(total), dtype=torch.float64)  # type: ignore[arg-type]
-            merged[name] = torch.linalg.solve(total + ridge, wanted).T.float().contiguous()
+            solved = torch.linalg.solve(total + ridge, wanted).float()
+            merged[name] = (solved if plan.transposed else solved.T).contiguous()
         on_layer(done + 1, len(layers))
     return merged
 
 
-def _layers(modules: Mapping[str, Any]) -> list[list[str]]:
-    """Module names grouped by transformer layer, in the order in which a token meets them."""
-    found: dict[int, list[str]] = {}
-    for name in modules:
-        if not name.endswith(".bias"):
-            number = next((int(part) for part in name.split(".") if part.isdigit()), -1)
-            found.setdefault(number, []).append(name)
-    return [found[number] for number in sorted(found)]
+def _layers(modules: Sequence[str]) -> list[list[str]]:
+    """Modules, in the model's order, grouped by transformer layer; a pooler behind the layers is a group of its own."""
+    numbered = groupby(modules, key=lambda name: next((part for part in name.split(".") if part.isdigit()), ""))
+    return [list(names) for _, names in numbered]
 
 
 @torch.no_grad()
@@ -90,7 +97,9 @@ def _grams(
                 weight = weight * torch.where(labels != IGNORED, answer_weight, 1.0)
             model(**inputs)
             for name in names:
-                x = heard[name].reshape(-1, heard[name].shape[-1]).double() * weight.reshape(-1, 1).double().sqrt()
+                x = heard[name].double()
+                if x.dim() == 3:  # a pooler reads one position of each row
+                    x = (x * weight[..., None].double().sqrt()).flatten(0, 1)
                 grams[name] = grams.get(name, 0) + x.T @ x
     return {name: (gram / gram.trace()).cpu() for name, gram in grams.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tasks.merging.merge import MergePlan, asked, merged, one_thread
-from tasks.merging.vectors import BIAS, row_blocks
+from tasks.merging.vectors import row_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,28 +66,28 @@ def held(name: str, change: Tensor) -> Merged:
 
 def stored_shape(plan: MergePlan, name: str, shape: tuple[int, int]) -> tuple[int, ...]:
     """The shape of a change as the base stores the weight."""
-    if name.endswith(BIAS) and shape[1] == 1:
+    if name in plan.vectors:
         return (shape[0],)
     return shape[::-1] if plan.transposed else shape
 
 
 def _rows_of(plan: MergePlan, rule: Rule, ask: Ask, stack: Stack) -> Callable[[], Callable[[slice], Tensor]]:
-    bias = stack.name.endswith(BIAS) and stack.shape[1] == 1
+    vector = stack.name in plan.vectors
 
     def prepared() -> Callable[[slice], Tensor]:
-        if plan.transposed and not bias:  # blocks of its rows are columns of ours
+        if plan.transposed and not vector:  # blocks of its rows are columns of ours
             dense = merged(rule, ask, stack).T.contiguous()
             return lambda block: dense[block]
         if rule.factored is not None and stack.factors() is not None:
             B, A = rule.factored(stack, ask)
-            return _flat(bias, lambda block: (B[block] @ A).float())
+            return _flat(vector, lambda block: (B[block] @ A).float())
         if rule.rows is not None:
-            return _flat(bias, rule.rows(stack, ask))
+            return _flat(vector, rule.rows(stack, ask))
         whole = rule.dense(stack, ask)
-        return _flat(bias, lambda block: whole[block])
+        return _flat(vector, lambda block: whole[block])
 
     return prepared
 
 
-def _flat(bias: bool, rows: Callable[[slice], Tensor]) -> Callable[[slice], Tensor]:
-    return (lambda block: rows(block)[:, 0]) if bias else rows
+def _flat(vector: bool, rows: Callable[[slice], Tensor]) -> Callable[[slice], Tensor]:
+    return (lambda block: rows(block)[:, 0]) if vector else rows

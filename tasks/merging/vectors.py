@@ -7,6 +7,7 @@
     VeRA     dW = diag(b) B diag(d) A                                    Kopiczko et al. 2023, arXiv:2310.11454
     IA3      dW = (l - 1) W by rows, db = (l - 1) b; by columns in feed-forward modules, without the bias
                                                                          Liu et al. 2022, arXiv:2205.05638
+    values   dW = W' - W, where the base's own norms, biases or all weights were trained
 
 One adapter at weight 1 gives the logits of the attached adapter; that is what the tests of this room hold first.
 """
@@ -60,6 +61,17 @@ class Update:
     scaled_biases: tuple[str, ...] = ()
 
     @property
+    def vectors(self) -> frozenset[str]:
+        """What the base stores with one axis; its shape here is (out, 1)."""
+        replaced = {name for name, part in self.parts.items() if part.is_vector}
+        return frozenset(replaced | {name for name in self.modules if self._is_bias(name)})
+
+    @property
+    def replaces(self) -> bool:
+        """Whether it holds new values of the base's own parameters, norms and embeddings perhaps among them."""
+        return any(part.value is not None for part in self.parts.values())
+
+    @property
     def modules(self) -> tuple[str, ...]:
         biases = [f"{name}{BIAS}" for name, part in self.parts.items() if part.bias is not None]
         return tuple(sorted([*self.parts, *biases, *self.scaled_biases]))
@@ -74,17 +86,19 @@ class Update:
         part = self._part(name)
         if self._is_bias(name):
             return self._bias(name).double()[:, None], torch.ones(1, 1, dtype=torch.float64)
-        if part.magnitude is not None or part.gain is not None:
+        if part.is_vector:
+            return self.delta(name).double(), torch.ones(1, 1, dtype=torch.float64)
+        if part.magnitude is not None or part.gain is not None or part.value is not None:
             return None
         return part.scale * part.B.double(), part.A.double()
 
     def inputs_read(self, name: str) -> Tensor:
         """(rank, in): rows span the inputs that the low-rank part reads; where there is none, their mean direction."""
-        if self._is_bias(name):
+        part = self._part(name)
+        if self._is_bias(name) or part.is_vector:
             return torch.ones(1, 1)
-        return (
-            self.delta(name).mean(0, keepdim=True) if self._part(name).gain is not None else self._part(name).A.float()
-        )
+        whole = part.gain is not None or part.value is not None
+        return self.delta(name).mean(0, keepdim=True) if whole else part.A.float()
 
     def rows(self, name: str) -> Callable[[slice], Tensor]:
         """A function from a row range to that part of dW, float32 (rows, in)."""
@@ -92,6 +106,9 @@ class Update:
         if self._is_bias(name):
             column = self._bias(name).float()[:, None]
             return lambda block: column[block]
+        if part.value is not None:
+            W, value = self._weight(name), part.value
+            return lambda block: (value[block].float() - W[block]).reshape(len(value[block]), -1)
         if part.gain is not None:
             W, gain = self._weight(name), part.gain.float() - 1
             return lambda block: W[block] * (gain if part.of_inputs else gain[block, None])
@@ -125,7 +142,7 @@ class Update:
         """The base weight as (out, in) float32.
 
         Raises:
-            ArtifactRefused: the update needs it (DoRA, IA3) and no base was given.
+            ArtifactRefused: the update needs it (DoRA, IA3, new values) and no base was given.
         """
         if self.base_weight is None:
             wrong = "the update depends on the base weight, and no base was given"
@@ -143,7 +160,7 @@ def exact_updates(
 
     Args:
         base_weight: module name to the weight that the adapter was trained on, as stored; of an NF4 base the
-            dequantised weight. Asked only for DoRA.
+            dequantised weight. Asked only where the update depends on it.
         base_shape: module name (or "<module>.bias") to the stored shape, None where the base has no such weight. With
             it, modules that do not fit are refused.
 
@@ -175,17 +192,12 @@ def _shaped(
         if base_shape is None:
             wrong = "the adapter does not say the shapes of its modules, and no base was given"
             problems.append(Problem("E-ADAPTER-113", f"{folder}:{name}", wrong, "give the base"))
-        elif (
-            stored is None
-            or len(stored) != 2
-            or not part.gain_fits(*stored)
-            or (part.cut and stored[1] > part.A.shape[1])
-        ):
+        elif stored is None or not part.fits(stored):
             wrong = f"does not fit the base's {stored if stored else 'missing weight'}"
             remedy = "use the base that the adapter was trained on"
             problems.append(Problem("E-ADAPTER-114", f"{folder}:{name}", wrong, remedy))
         else:
-            found[name] = part.shaped(stored[0], stored[1])
+            found[name] = part.shaped(stored)
             if part.gain is not None and not part.of_inputs and base_shape(f"{name}{BIAS}") is not None:
                 biases.append(f"{name}{BIAS}")
     raise_if_any(ArtifactRefused, problems)
@@ -196,7 +208,7 @@ def _misfits(update: Update, base_shape: Callable[[str], tuple[int, ...] | None]
     found = []
     for name in update.modules:
         rows, columns = update.shape(name)
-        wanted = (rows,) if update._is_bias(name) else (columns, rows) if update.transposed else (rows, columns)
+        wanted = (rows,) if name in update.vectors else (columns, rows) if update.transposed else (rows, columns)
         stored = base_shape(name)
         if stored is None or tuple(stored) != wanted:
             have = "no such weight" if stored is None else f"{tuple(stored)}"

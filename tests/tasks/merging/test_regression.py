@@ -109,3 +109,30 @@ def _inputs_of_first_layer(base: Base, row: Encoded) -> np.ndarray:
     with torch.no_grad():
         embedded = body.embed_tokens(torch.tensor([row.prompt + row.target]))
         return body.layers[0].input_layernorm(embedded)[0].double().numpy()
+
+
+def test_a_pooler_that_reads_one_position_is_merged_after_the_layers(tmp_path: Path, tiny: Any) -> None:
+    """Of a BERT, whose one parent comes back up to what its rows do not reach."""
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=48, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    model = tiny.model(config, "classification").requires_grad_(False)
+    model.save_pretrained(tmp_path / "base")
+    adapted = tiny.random_adapter(
+        tiny.loaded(tmp_path / "base", "classification"), 7, task_type="SEQ_CLS", target_modules=["query", "dense"]
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    spec = BaseSpec(model="bert", quantization="none")
+    base = Base(model, None, spec, "classification", tuple("abc"), torch.device("cpu"), torch.float32, "", 2, 0)
+    plan = check_parents([Parent("a:1", "a", tmp_path / "adapter", "base")])
+    draw, seen = Random(3), []
+    asked = [Encoded(tuple(draw.randrange(3, 48) for _ in range(6)), (1,)) for _ in range(300)]
+    merged = regression_mean(base, plan, {"a": asked}, on_layer=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert "bert.pooler.dense" in merged
+    inputs = torch.tensor([row.prompt for row in asked])
+    wanted = _logits(base, {name: plan.updates[0].delta(name) for name in plan.modules}, inputs)
+    moved = (wanted - _logits(base, {}, inputs)).abs().max()
+    assert (_logits(base, merged, inputs) - wanted).abs().max() < 2e-2 * moved
