@@ -33,8 +33,9 @@ def judge(reference: Observed, window: Observed, drift: DriftSpec, *, seed: int,
 
     At most `drift.false_alarm` of quiet windows get a verdict other than "no drift": half of it is the score's, where
     one is known, and the p-values of all available signals share the rest (Holm). A fall of the score asks for a
-    retrain when its lower 95 % bound also exceeds `drift.score_drop`. `set_aside` counts rows of the window's traffic
-    that were malformed.
+    retrain when its lower 95 % bound also exceeds `drift.score_drop`; where something else surely moved and no label is
+    left to ask for, the measured fall is enough, for the gates stand before a candidate. `set_aside` counts rows of the
+    window's traffic that were malformed.
 
     The same arguments give the same report. Permutation tests draw up to twice as often as the correction needs.
 
@@ -79,7 +80,7 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
     told, known = ({signal.tells for signal in signals} for signals in (moved, (signal for signal, _ in found)))
     verdict = _cause(pair, told, known, fell and fall is not None and fall.fall >= drift.score_drop, drift, seed)
     guess = (pair.reference.confidences, pair.reference.outcomes, pair.window.confidences)
-    action = _action(verdict, lost, fell, fall, drift)
+    action = _action(verdict, lost, fell, fall, drift, unlabelled=None in pair.window.labels)
     return DriftReport(
         verdict=verdict,
         action=action,
@@ -183,7 +184,9 @@ def _mix_explains_inputs(pair: Paired, drift: DriftSpec, seed: int) -> bool:
     return within.p > drift.false_alarm or within.value < EXPLAINED * overall.value
 
 
-def _action(verdict: Verdict, lost: bool, fell: bool, fall: Fall | None, drift: DriftSpec) -> Action:
+def _action(
+    verdict: Verdict, lost: bool, fell: bool, fall: Fall | None, drift: DriftSpec, *, unlabelled: bool
+) -> Action:
     if verdict == "no drift":
         return "watch" if fell else "nothing"
     if verdict == "concept shift":
@@ -192,4 +195,6 @@ def _action(verdict: Verdict, lost: bool, fell: bool, fall: Fall | None, drift: 
         return "retrain with replay"
     if verdict == "performance loss" or (fall is not None and fall.high <= drift.score_drop):
         return "watch"
-    return "ask for labels"
+    if unlabelled:
+        return "ask for labels"
+    return "retrain with replay" if fall is not None and fall.fall >= drift.score_drop else "watch"

@@ -260,3 +260,16 @@ def test_text_without_blanks_is_watched_by_its_tokens(desk) -> None:
 def test_every_signal_names_a_statistic_of_the_catalogue() -> None:
     assert {signal.statistic for signal in SIGNALS} <= set(STATISTICS)
     assert len({signal.name for signal in SIGNALS}) == len(SIGNALS)
+
+
+def test_where_no_label_is_left_to_ask_for_a_sure_shift_with_a_measured_fall_asks_for_a_retrain(desk) -> None:
+    """55 rows of reference cannot prove a fall of ten points; that the inputs moved is sure, and asking is no use."""
+    reference, window = with_score(desk().seen(55, 0), 30), with_score(desk(new_rows=0.5).seen(140, 1), 62)
+    known = judge(reference, window, DRIFT, seed=0)
+    assert known.drop_low is not None
+    assert known.drop_low < DRIFT.score_drop < known.score_reference - known.score_window
+    assert (known.verdict, known.action) == ("input shift", "retrain with replay")
+    open_ones = replace(window, labels=(*window.labels[:100], *(None,) * 40))
+    assert judge(reference, open_ones, DRIFT, seed=0).action == "ask for labels"
+    risen = judge(reference, with_score(window, 90), DRIFT, seed=0)
+    assert (risen.verdict, risen.action) == ("input shift", "watch")
