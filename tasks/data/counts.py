@@ -18,6 +18,7 @@ FEW_ROWS = 5  # a class of fewer is warned of, unless the spec names its own num
 IMBALANCE = 20
 RARE = 0.01
 NO_LETTERS = "no letters"
+ONE_LANGUAGE = 0.9  # detectors err on a few of a hundred
 
 
 def classes(spec: AdapterSpec, rows: Rows, kept: Sequence[Placed]) -> tuple[str, ...]:
@@ -93,6 +94,17 @@ def warnings_of(spec: AdapterSpec, rows: Rows, kept: Sequence[Placed], written: 
             unexpected=sum(count for _, count in rare),
         ),
     ]
+
+
+def one_language(found: Mapping[str, int]) -> list[Check]:
+    """Whether nine of ten inputs are in one language, of those that are long enough to tell; none if none is."""
+    if not found:
+        return []
+    total, (most, *others) = sum(found.values()), found.items()
+    mixed = [f"{count:,} in {code}" for code, count in others] if most[1] < ONE_LANGUAGE * total else []
+    detail = f"sampled: {most[1]:,} in {most[0]}"
+    strangers = (total - most[1]) * bool(mixed)
+    return [_warning("inputs_share_a_language", "", total, mixed, detail, unexpected=strangers)]
 
 
 def no_secret(kept: Sequence[Placed]) -> Check:

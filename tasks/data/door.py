@@ -15,6 +15,7 @@ from tasks.data.counts import (
     histograms,
     lengths,
     no_secret,
+    one_language,
     rows_per_class,
     warnings_of,
 )
@@ -109,10 +110,8 @@ def admit(
 
     on_progress("counting", 0, len(left))
     per_class, shapes = rows_per_class(spec, rows, left), histograms(left, tokens)
-    around = Around(
-        notices=(*known, *alike.notices, no_secret(left)),
-        languages=languages([row.example.input for row in left]),
-    )
+    spoken = languages([row.example.input for row in left])
+    around = Around((*known, *alike.notices, *one_language(spoken), no_secret(left)), languages=spoken)
     admission = Admission(
         task=spec.task,
         kind=spec.kind,

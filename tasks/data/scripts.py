@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 LANGUAGE_SAMPLE = 1000
+TELLING = 40  # characters from which a text's language can be told
 _SHOWN = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 
 
@@ -33,11 +34,15 @@ def _script(letter: str) -> str:
 
 
 def languages(texts: Sequence[str]) -> dict[str, int]:
-    """ISO 639-1 codes of evenly drawn texts, most frequent first; empty where the extra `inspect` is not installed."""
+    """ISO 639-1 codes of evenly drawn texts of 40 characters or more, with their number, most frequent first.
+
+    Empty where the extra `inspect` is not installed.
+    """
     try:
         from py3langid.langid import classify
     except ImportError:
         return {}
-    step = max(1, len(texts) // LANGUAGE_SAMPLE)
-    found = Counter(str(classify(text)[0]) for text in texts[::step][:LANGUAGE_SAMPLE])
+    telling = [text for text in texts if len(text) >= TELLING]
+    step = -(-len(telling) // LANGUAGE_SAMPLE) or 1
+    found = Counter(str(classify(text)[0]) for text in telling[::step])
     return dict(found.most_common())

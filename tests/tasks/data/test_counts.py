@@ -3,11 +3,14 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tasks.data import sensitive as room
 from tasks.data.door import admit
 from tasks.data.examples import key_of
 from tasks.data.scripts import script_of
-from tasks.data.sensitive import sensitive
+from tasks.data.sensitive import may_be_sensitive, sensitive
 from tasks.data.splits import side_of
 from tasks.errors import DataRefused
 from tasks.specs import SplitSpec
@@ -80,13 +83,57 @@ def test_secrets_addresses_and_numbers_are_told_by_row_and_never_repeated(tmp_pa
     assert not any(secret in str(told) for secret in (KEY, "ann.berg", "22 55"))
 
 
+def test_inputs_of_several_languages_are_told(tmp_path, asks, write, clean):
+    pytest.importorskip("py3langid")
+    rows = [
+        row | {"text": f"the parcel that I ordered last week has not come to my door {at}"}
+        for at, row in enumerate(clean(90))
+    ]
+    told = check(admit(asks(write(tmp_path / "a.jsonl", rows))), "inputs_share_a_language")
+    assert (told.passed, told.evaluated) == (True, 90)
+    for at in range(30):
+        rows[at]["text"] = f"das Paket, das ich letzte Woche bestellt habe, ist noch nicht angekommen {at}"
+    told = check(admit(asks(write(tmp_path / "b.jsonl", rows))), "inputs_share_a_language")
+    assert (told.severity, told.passed, told.unexpected, told.samples) == ("warning", False, 30, ("30 in de",))
+
+
+def test_of_short_inputs_no_language_is_told(tmp_path, asks, write, clean):
+    rows = [row | {"text": f"card {at}"} for at, row in enumerate(clean(60))]
+    names = [notice.name for notice in admit(asks(write(tmp_path / "a.jsonl", rows))).around.notices]
+    assert "inputs_share_a_language" not in names
+
+
+def test_whatever_a_detector_would_find_is_read_closely():
+    pytest.importorskip("detect_secrets")
+    detectors = room._secret_detectors()
+    forms = [pattern for detector in detectors for pattern in detector.denylist]
+    assert len(forms) > 30
+
+    @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(forms).flatmap(st.from_regex))
+    def read(text):
+        assert may_be_sensitive(text) or not any(True for d in detectors for _ in d.analyze_string(text))
+
+    read()
+
+
+@pytest.mark.parametrize("number", ["+47 22 22 55 55", "+1 (212) 555-0188", "+442079460958", "+ 49 30 / 901820"])
+def test_whatever_is_a_telephone_number_is_read_closely(number):
+    pytest.importorskip("phonenumbers")
+    assert sensitive(["nothing", f"call {number} now"]).found == ((1, "telephone number"),)
+
+
+def test_one_secret_among_many_rows_is_found(clean):
+    texts = [f"{row['text']} {at}" for at, row in enumerate(clean(100) * 100)]
+    texts[7351] += " ann.berg@example.org"
+    assert sensitive(texts)[::2] == (10_000, ((7351, "e-mail address"),))
+
+
 def test_ordinary_complaints_hold_no_secret(clean):
     assert sensitive([row["text"] for row in clean(300)]).found == ()
 
 
 def test_without_the_optional_detectors_addresses_are_still_found(monkeypatch):
-    from tasks.data import sensitive as room
-
     for name in ("detect_secrets", "detect_secrets.core.plugins.util", "phonenumbers"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(room, "_secret_detectors", room._secret_detectors.__wrapped__)
