@@ -1,146 +1,243 @@
 """A task lives through periods of real data: five ways to keep its adapter, with the real flows, ledger and MLflow.
 
-    FACTORY_DATA=... FACTORY_MINILM=... .venv/bin/python benchmarks/drift_story.py [STORY.yml ...] [--seeds 1]
+    FACTORY_DATA=... FACTORY_MINILM=... .venv/bin/python benchmarks/drift_story.py [STORY.yml ...] [--seeds 3]
 
-A story is a spec: a file, the column that orders it, where each period begins, and what an adapter is. Of every period
-three rows in ten are held out and only judge; the others come as labelled traffic. The adapter is trained on the first
-period and lives on the others:
+A story is a spec (`benchmarks/stories/`, read by `story_periods.py`). The first adapter is trained on the first period
+and lives on the others. A share of each period's rows comes with its labels; three rows in ten are held out, never come
+and only judge. The same first adapter lives five lives:
 
-    never      the first adapter stays
-    schedule   a retrain with replay after every period, promoted by its gates
-    naive      the champion trained on with the new rows alone after every period, and served whatever it lost
-    ours       `watch` judges, and only its event causes a retrain
+    never      it stays
+    schedule   all labels are bought and a retrain runs after every period, promoted by its gates
+    naive      the same, on the new labels alone, and served whatever it lost
+    ours       `watch` judges; where it asks for labels or for a retrain, the period's other labels are bought, and only
+               its event causes a retrain
     oracle     a fresh adapter on all labels of all periods so far
 
-Ends with one line of JSON over all stories and seeds: `gap_to_oracle_points` (oracle - ours on the period's own
-held-out rows), `forgotten_points` (first champion - ours on the first period's), `retrains_share_of_schedule`.
+Every life is kept in --cache, so a run that was cut goes on. Ends with one line of JSON over all stories and seeds:
+`gap_to_oracle_points` (oracle - ours on the periods' own held-out rows), `forgotten_points` (first champion - ours on
+the first period's, at the end), `retrains_share_of_schedule`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
+import shutil
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from story_periods import Period, Row, periods_of, still_true
 
 HERE = Path(__file__).parent
 ARMS = ("never", "schedule", "naive", "ours", "oracle")
-Row = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Period:
-    """Rows that come as traffic, and rows that only judge."""
-
-    name: str
-    traffic: tuple[Row, ...]
-    held_out: tuple[Row, ...]
 
 
 @dataclass
 class Life:
-    """What one arm came to: scores on each later period's held-out rows and on the first one's, and what it cost."""
+    """What one arm came to: scores on each later period's held-out rows and on the first one's, and what it cost.
+
+    `labels` counts those that were bought, `minutes` are those of the flows alone. `told` is what `watch` said.
+    """
 
     new: list[float] = field(default_factory=list)
     old: list[float] = field(default_factory=list)
     retrains: int = 0
+    promoted: int = 0
     labels: int = 0
     minutes: float = 0.0
+    told: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.minutes += (time.perf_counter() - began) / 60
 
 
-def periods_of(story: dict[str, Any], data: Path) -> list[Period]:
-    text, label = story["adapter"]["data"]["text"], story["adapter"]["data"]["label"]
-    with (data / story["data"]).open(encoding="utf-8", newline="") as file:
-        rows = list({row[text]: row for row in csv.DictReader(file)}.values())
-    counts = Counter(row[label] for row in rows)
-    rows = [row for row in rows if counts[row[label]] >= story.get("min_class_rows", 1)]
-    begins = story["periods"]
-    made: list[Period] = []
-    for place, begin in enumerate(begins):
-        end = begins[place + 1] if place + 1 < len(begins) else "\uffff"
-        mine = [{text: row[text], label: row[label]} for row in rows if begin <= row[story["column"]] < end]
-        out = [int(hashlib.sha256(row[text].encode()).hexdigest()[:8], 16) % 10 < 3 for row in mine]
-        made.append(
-            Period(
-                begin,
-                tuple(row for row, held in zip(mine, out, strict=True) if not held),
-                tuple(row for row, held in zip(mine, out, strict=True) if held),
-            )
-        )
-    return made
+@dataclass(frozen=True)
+class Stage:
+    """Where a story is told: one home, which every life begins anew from what `first` left in it."""
+
+    story: Mapping[str, Any]
+    periods: Sequence[Period]
+    seed: int
+    folder: Path
+
+    @property
+    def task(self) -> str:
+        return str(self.story["name"])
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    def begin(self) -> None:
+        """The home as it was when the first adapter had just been served; trained if that has not happened yet."""
+        from flows.train import train
+        from flows.wiring import opened
+
+        os.environ["FACTORY_HOME"] = str(self.home)
+        kept = self.folder / "first"
+        if not kept.is_dir():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            path = self.written("first", self.periods[0].traffic)
+            made = train(str(self.spec(self.task, path)))
+            if not made.promoted:  # the story is about what follows: the first adapter is served, whatever it can do
+                opened().ledger.promote(self.task, made.version.number, expected=None, decision={})
+            shutil.copytree(self.home, kept)
+        shutil.rmtree(self.home)
+        shutil.copytree(kept, self.home)
+
+    def spec(self, name: str, data: Path) -> Path:
+        """The story's adapter as a spec file over some rows."""
+        adapter = json.loads(json.dumps(self.story["adapter"]))
+        adapter |= {"task": name, "seed": self.seed}
+        adapter["base"] = {"model": os.environ["FACTORY_MINILM"], **adapter.get("base", {})}
+        adapter["data"] |= {"source": str(data), "split": {"validation": 0.1, "test": 0.25}}
+        adapter.setdefault("resources", {"threads": 1})
+        path = self.folder / f"{name}.yaml"
+        with path.open("w", encoding="utf-8") as file:
+            YAML(typ="safe").dump(adapter, file)
+        return path
+
+    def written(self, name: str, rows: Sequence[Row], month: int = 1) -> Path:
+        """Rows as traffic, one a minute, each period in a month of its own."""
+        path = self.folder / f"{name}.jsonl"
+        lines = [
+            {"id": f"{month} {n}", "time": f"2026-{month:02}-{1 + n // 1440:02}T{n // 60 % 24:02}:{n % 60:02}:00Z", **r}
+            for n, r in enumerate(rows)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    def arrive(self, place: int, labelled: int) -> None:
+        """A period's requests into the store, with the labels of the first `labelled` of them."""
+        from flows.traffic import traffic_add
+
+        truth = truth_of(self.story)
+        rows = [
+            row if n < labelled else {k: v for k, v in row.items() if k not in truth}
+            for n, row in enumerate(self.periods[place].traffic)
+        ]
+        traffic_add(self.task, str(self.written(f"{place} {labelled}", rows, 1 + place)))
 
 
-def lived(arm: str, story: dict[str, Any], periods: Sequence[Period], base: str, seed: int, folder: Path) -> Life:
-    """One arm's life in a home of its own."""
-    from flows.retrain import retrain
-    from flows.traffic import traffic_add
-    from flows.train import train
-    from flows.watch import watch
-    from flows.wiring import opened
-
-    os.environ["FACTORY_HOME"] = str(folder / "home")
-    task, life, began = story["name"], Life(), time.perf_counter()
-    first = written(folder / "first.jsonl", task, periods[0].traffic)
-    made = train(str(spec_file(folder / "spec.yaml", story, base, seed, first)))
-    if not made.promoted:  # the story is about what follows: the first adapter is served, whatever it can do
-        opened().ledger.promote(task, made.version.number, expected=None, decision={})
-    life.labels = len(periods[0].traffic)
-    events: list[dict[str, Any]] = []
-    listen(events)
-    for place, period in enumerate(periods[1:], 1):
-        traffic = written(folder / f"{place}.jsonl", f"{task} {place}", period.traffic, 1 + place)
-        ledger = opened().ledger
-        if arm == "ours":
-            events.clear()
-            traffic_add(task, str(traffic))
-            watch(task)
-            if events:
-                life.labels += len(period.traffic)
-                retrain(task, str(traffic), finding=dict(events[0]["payload"]))
-                life.retrains += 1
-        elif arm in ("schedule", "naive"):
-            life.labels += len(period.traffic)
-            life.retrains += 1
-            naive = arm == "naive"
-            done = retrain(task, str(traffic), replay_share=0.0 if naive else None, promote=not naive)
-            if naive:
-                champion = ledger.champion(task)
-                ledger.promote(task, done.version.number, expected=champion.number if champion else None, decision={})
-        elif arm == "oracle":
-            life.labels += len(period.traffic)
-            life.retrains += 1
-            known = [row for one in periods[: place + 1] for row in one.traffic]
-            path = written(folder / f"all-{place}.jsonl", task, known)
-            name = f"{task}-{place}"
-            train(str(spec_file(folder / f"spec-{place}.yaml", {**story, "name": name}, base, seed, path)))
-            task_now = name
-        served = task_now if arm == "oracle" else task
-        life.new.append(score(served, story, period.held_out))
-        life.old.append(score(served, story, periods[0].held_out))
-    life.minutes = (time.perf_counter() - began) / 60
+def lived(arm: str, stage: Stage) -> Life:
+    """One arm's life."""
+    stage.begin()
+    life, served = Life(labels=len(stage.periods[0].traffic)), stage.task
+    for place, period in enumerate(stage.periods[1:], 1):
+        with life.at_work():
+            served = LIVES[arm](stage, place, life)
+        life.new.append(score(served, stage.story, period.held_out))
+        life.old.append(score(served, stage.story, still_true(stage.periods)))
     return life
 
 
-def listen(events: list[dict[str, Any]]) -> None:
+def stays(stage: Stage, place: int, life: Life) -> str:
+    return stage.task
+
+
+def retrained(stage: Stage, life: Life, **how: Any) -> Any:
+    from flows.retrain import retrain
+
+    done = retrain(stage.task, **how)
+    life.retrains += 1
+    life.promoted += done.promoted
+    return done
+
+
+def on_schedule(stage: Stage, place: int, life: Life) -> str:
+    life.labels += len(stage.periods[place].traffic)
+    stage.arrive(place, len(stage.periods[place].traffic))
+    retrained(stage, life)
+    return stage.task
+
+
+def naively(stage: Stage, place: int, life: Life) -> str:
+    from flows.wiring import opened
+
+    ledger, rows = opened().ledger, stage.periods[place].traffic
+    life.labels += len(rows)
+    path = stage.written(f"naive {place}", rows, 1 + place)
+    done = retrained(stage, life, traffic=str(path), replay_share=0.0, promote=False)
+    champion = ledger.champion(stage.task)
+    ledger.promote(stage.task, done.version.number, expected=champion.number if champion else None, decision={})
+    return stage.task
+
+
+def by_verdict(stage: Stage, place: int, life: Life) -> str:
+    """Some labels come by themselves; the rest are bought where they are asked for, or needed for a retrain."""
+    from flows.watch import watch
+
+    rows = stage.periods[place].traffic
+    known = min(len(rows), max(60, round(stage.story.get("labelled", 0.5) * len(rows))))
+    life.labels += known
+    stage.arrive(place, known)
+    with listening() as events:
+        (seen,) = watch(stage.task)
+        life.told.append(seen.report.sentence)
+        asked = seen.report.action == "ask for labels"
+        if (asked or events) and known < len(rows):
+            life.labels += len(rows) - known
+            stage.arrive(place, len(rows))
+        if asked and not events:
+            (seen,) = watch(stage.task)
+            life.told.append(seen.report.sentence)
+    if events:
+        retrained(stage, life, finding=dict(events[0]["payload"]))
+    return stage.task
+
+
+def knowingly(stage: Stage, place: int, life: Life) -> str:
+    from flows.train import train
+
+    rows = stage.periods[place].as_now([row for one in stage.periods[: place + 1] for row in one.coming])
+    life.labels += len(stage.periods[place].traffic)
+    name = f"{stage.task}-{place}"
+    train(str(stage.spec(name, stage.written(f"all {place}", rows))))
+    life.retrains += 1
+    return name
+
+
+LIVES = dict(zip(ARMS, (stays, on_schedule, naively, by_verdict, knowingly), strict=True))
+
+
+@contextmanager
+def listening() -> Iterator[list[dict[str, Any]]]:
     """Drift events are kept instead of sent: the automation's part is played here."""
-    import flows.watch
+    import flows.watch as watch
 
-    flows.watch.emit_event = lambda name, **event: events.append({"name": name, **event})  # type: ignore[attr-defined]
+    events: list[dict[str, Any]] = []
+    emit, watch.emit_event = watch.emit_event, lambda name, **event: events.append({"name": name, **event})  # type: ignore[assignment]
+    try:
+        yield events
+    finally:
+        watch.emit_event = emit
 
 
-def score(task: str, story: dict[str, Any], rows: Sequence[Row]) -> float:
-    """The champion on held-out rows that it has never met."""
+def truth_of(story: Mapping[str, Any]) -> set[str]:
+    """The columns that hold the answer."""
+    from tasks.data.examples import target_columns
+    from tasks.specs import AdapterSpec
+
+    adapter = {**story["adapter"], "task": "story", "base": {"model": "none"}}
+    return set(target_columns(AdapterSpec.model_validate({**adapter, "data": {**adapter["data"], "source": "none"}})))
+
+
+def score(task: str, story: Mapping[str, Any], rows: Sequence[Row]) -> float:
+    """The served version on held-out rows that it has never met."""
     from flows.learn import Slice
     from flows.retrain import scored_or_wrong
     from flows.wiring import opened
@@ -154,31 +251,19 @@ def score(task: str, story: dict[str, Any], rows: Sequence[Row]) -> float:
     return scored_or_wrong(spec, [where], home.store.path(champion.artifact), ())[where.name].score
 
 
-def written(path: Path, name: str, rows: Sequence[Row], month: int = 1) -> Path:
-    """Rows as traffic, one a minute, each period in a month of its own."""
-    lines = [
-        {
-            "id": f"{name} {place}",
-            "time": f"2026-{month:02}-{1 + place // 1440:02}T{place // 60 % 24:02}:{place % 60:02}:00Z",
-        }
-        | row
-        for place, row in enumerate(rows)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
+def remembered(cache: Path, arm: str, stage: Stage) -> Life:
+    """A life from the cache, or lived now and kept there."""
+    named = hashlib.sha256(json.dumps([stage.story, stage.seed, arm], sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"{stage.task}-{stage.seed}-{arm}-{named}.json"
+    if not path.is_file():
+        text = json.dumps(asdict(lived(arm, stage)))
+        path.write_text(text, encoding="utf-8")
+    life = Life(**json.loads(path.read_text(encoding="utf-8")))
+    print(f"  {arm}, seed {stage.seed}: {json.dumps(asdict(life))}", flush=True)
+    return life
 
 
-def spec_file(path: Path, story: dict[str, Any], base: str, seed: int, data: Path) -> Path:
-    adapter = json.loads(json.dumps(story["adapter"]))
-    adapter |= {"task": story["name"], "base": {"model": base}, "seed": seed}
-    adapter["data"] |= {"source": str(data), "split": {"validation": 0.1, "test": 0.25}}
-    adapter.setdefault("resources", {"threads": 1})
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe").dump(adapter, file)
-    return path
-
-
-def told(name: str, lives: dict[str, list[Life]]) -> dict[str, float]:
+def told(name: str, lives: Mapping[str, Sequence[Life]]) -> dict[str, float]:
     """The story's table, and its three figures."""
 
     def mean(values: Sequence[float]) -> float:
@@ -187,13 +272,13 @@ def told(name: str, lives: dict[str, list[Life]]) -> dict[str, float]:
     def spread(values: Sequence[float]) -> str:
         return f"{100 * mean(values):5.1f} [{100 * min(values):.1f}, {100 * max(values):.1f}]"
 
-    print(f"\n{name}\n{'arm':10} {'score on new':>22} {'score on old, at the end':>26} retrains  labels  minutes")
+    title = f"{'arm':10} {'score on new':>22} {'score on old, at the end':>26}"
+    print(f"\n{name}\n{title} retrains promoted  labels  minutes")
     for arm, some in lives.items():
         new, old = [mean(life.new) for life in some], [life.old[-1] for life in some]
-        cost = f"{mean([x.retrains for x in some]):8.1f} {mean([x.labels for x in some]):7.0f}"
-        print(f"{arm:10} {spread(new):>22} {spread(old):>26} {cost} {mean([x.minutes for x in some]):8.1f}", flush=True)
-    if set(ARMS) - set(lives):
-        return {}
+        counts = f"{mean([x.retrains for x in some]):8.1f} {mean([x.promoted for x in some]):8.1f}"
+        cost = f"{mean([x.labels for x in some]):7.0f} {mean([x.minutes for x in some]):8.1f}"
+        print(f"{arm:10} {spread(new):>22} {spread(old):>26} {counts} {cost}", flush=True)
     gap = mean([mean(a.new) - mean(b.new) for a, b in zip(lives["oracle"], lives["ours"], strict=True)])
     forgot = mean([a.old[-1] - b.old[-1] for a, b in zip(lives["never"], lives["ours"], strict=True)])
     share = sum(x.retrains for x in lives["ours"]) / sum(x.retrains for x in lives["schedule"])
@@ -204,7 +289,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stories", nargs="*", type=Path, default=sorted((HERE / "stories").glob("*.yml")))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "adapter-factory" / "stories")
+    parser.add_argument("--loud", action="store_true", help="what the flows say, too")
     asked = parser.parse_args()
     if "FACTORY_DATA" not in os.environ or "FACTORY_MINILM" not in os.environ:
         sys.exit("export FACTORY_DATA and FACTORY_MINILM first; benchmarks/README.md says what they name")
@@ -212,31 +298,26 @@ def main() -> None:
     from infra.environment import export_environment
     from infra.settings import load_settings
 
-    voice.quiet = True
-    data, base, figures = Path(os.environ["FACTORY_DATA"]), os.environ["FACTORY_MINILM"], []
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["FACTORY_HOME"] = f"{place}/prefect"
-        settings = load_settings()
-        export_environment(settings)
-        settings.prefect_home.mkdir(parents=True, exist_ok=True)
-        for path in asked.stories:
-            story = YAML(typ="safe").load(path)
-            periods = periods_of(story, data)
+    voice.quiet = not asked.loud
+    asked.cache.mkdir(parents=True, exist_ok=True)
+    os.environ["FACTORY_HOME"] = str(asked.cache / "prefect")
+    settings = load_settings()
+    export_environment(settings)
+    settings.prefect_home.mkdir(parents=True, exist_ok=True)
+    stories = [YAML(typ="safe").load(path) for path in asked.stories]
+    lives: dict[str, dict[str, list[Life]]] = {one["name"]: {arm: [] for arm in ARMS} for one in stories}
+    for seed in range(asked.seeds):
+        for story in stories:
+            periods = periods_of(story, Path(os.environ["FACTORY_DATA"]), seed)
             sizes = ", ".join(f"{p.name}: {len(p.traffic)} + {len(p.held_out)} held out" for p in periods)
-            print(f"{story['name']}: {sizes}", flush=True)
-            lives: dict[str, list[Life]] = {arm: [] for arm in asked.arms}
-            for seed in range(asked.seeds):
-                for arm in asked.arms:
-                    folder = Path(place) / story["name"] / f"{arm}-{seed}"
-                    folder.mkdir(parents=True)
-                    lives[arm].append(lived(arm, story, periods, base, seed, folder))
-                    life = lives[arm][-1]
-                    print(f"  {arm}, seed {seed}: {json.dumps(vars(life))}", flush=True)
-            figures.append(told(story["name"], lives))
-    known = [one for one in figures if one]
-    if known:
-        names = {"gap": "gap_to_oracle_points", "forgot": "forgotten_points", "share": "retrains_share_of_schedule"}
-        print(json.dumps({names[k]: round(sum(f[k] for f in known) / len(known), 3) for k in names}))
+            print(f"{story['name']}, seed {seed}: {sizes}", flush=True)
+            stage = Stage(story, periods, seed, asked.cache / "stage" / f"{story['name']}-{seed}")
+            for arm in ARMS:
+                lives[story["name"]][arm].append(remembered(asked.cache, arm, stage))
+            shutil.rmtree(stage.folder, ignore_errors=True)
+    figures = [told(name, some) for name, some in lives.items()]
+    names = {"gap": "gap_to_oracle_points", "forgot": "forgotten_points", "share": "retrains_share_of_schedule"}
+    print(json.dumps({names[k]: round(sum(f[k] for f in figures) / len(figures), 3) for k in names}))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from tasks.evaluation.scoring import Scores
 from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge, keeps_slice
 from tasks.specs import AdapterSpec, Side, SplitSpec
 
-NEW_CLASS_ROWS = 20  # labelled requests of a class that the champion does not know, for it to be learned
+NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
 
 
