@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tasks.data.formats import MAX_ROWS, Parsed, check_columns
 from tasks.errors import DataRefused, DependencyDown, Problem, SpecRefused
 
 FETCHED_AT_ONCE = 10_000
+READ_ONLY: Mapping[str, dict[str, bool]] = MappingProxyType({"postgresql": {"postgresql_readonly": True}})
 
 
 def read_query(source: str, query: str) -> tuple[str, Parsed]:
@@ -31,6 +34,8 @@ def read_query(source: str, query: str) -> tuple[str, Parsed]:
             raise SpecRefused.one("E-SPEC-038", "data.source", wrong, remedy)
         if url.get_backend_name() == "sqlite":  # it would make an empty file where there is none
             url = url.set(database=f"file:{url.database}").update_query_dict({"mode": "ro", "uri": "true"})
+        if url.drivername == "postgresql":  # the driver that the extra `postgres` installs
+            url = url.set(drivername="postgresql+psycopg")
         engine = create_engine(url)
     except (ArgumentError, ImportError, ValueError) as error:
         if isinstance(error, SpecRefused):
@@ -40,9 +45,9 @@ def read_query(source: str, query: str) -> tuple[str, Parsed]:
     place, digest = shown_url(source), hashlib.sha256()
     parsed = Parsed()
     try:
-        with engine.connect().execution_options(stream_results=True) as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(text("SET TRANSACTION READ ONLY"))
+        with engine.connect().execution_options(
+            stream_results=True, **READ_ONLY.get(engine.dialect.name, {})
+        ) as connection:
             result = connection.execute(text(query))
             parsed.columns = tuple(result.keys())
             check_columns(parsed.columns, place)

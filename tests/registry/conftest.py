@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import shutil
 import sqlite3
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,55 +160,7 @@ def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The address of a server of our own."""
-    with running_postgres() as (address, _):
-        yield address
-
-
-@contextmanager
-def running_postgres() -> Iterator[tuple[str, Callable[[], None]]]:
-    """A server in a temporary folder, on a socket only; as user postgres where we are root. Its address, and a way to
-    stop it at once, as a crash does, and start it again."""
-    found = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))), None)
-    if found is None:
-        pytest.skip("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
-    programs = Path(found).resolve().parent
-    folder = Path(tempfile.mkdtemp(prefix="factory-pg-"))
-    as_postgres: list[str] = []
-    if os.geteuid() == 0:
-        if shutil.which("setpriv") is None or subprocess.run(["id", "postgres"], capture_output=True).returncode:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres to run it as")
-        shutil.chown(folder, "postgres", "postgres")
-        as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run([*as_postgres, str(programs / program), *arguments], check=True, capture_output=True, cwd=folder)
-
-    data = str(folder / "data")
-    quick = f"-c listen_addresses='' -k {folder} -c fsync=off -c synchronous_commit=off -c max_connections=60"
-    run("initdb", "-D", data, "-U", "factory", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
-    start = ("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", quick, "start")
-
-    def crash_and_restart() -> None:
-        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-        run(*start)
-
-    run(*start)
-    yield f"postgresql://factory@/postgres?host={folder}", crash_and_restart
-    run("pg_ctl", "-D", data, "-m", "immediate", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def crashing_postgres() -> Iterator[tuple[str, Callable[[], None]]]:
-    """A server for one test that stops it."""
-    with running_postgres() as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def migrated_database(postgres_server: str) -> str:
+def migrated_database(postgres_server: str, database_on: Any) -> str:
     """The name of a database with the ledger's tables, built once and copied."""
     with database_on(postgres_server, keep=True) as url:
         Ledger.open(url).close()
@@ -219,28 +168,9 @@ def migrated_database(postgres_server: str) -> str:
 
 
 @pytest.fixture
-def empty_postgres_url(postgres_server: str) -> Iterator[str]:
-    with database_on(postgres_server) as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_url(postgres_server: str, migrated_database: str) -> Iterator[str]:
+def postgres_url(postgres_server: str, migrated_database: str, database_on: Any) -> Iterator[str]:
     with database_on(postgres_server, f"TEMPLATE {migrated_database}") as url:
         yield url
-
-
-@contextmanager
-def database_on(server: str, options: str = "", *, keep: bool = False) -> Iterator[str]:
-    """A fresh database."""
-    import psycopg
-
-    name = f"ledger_{os.urandom(4).hex()}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} {options}")
-        yield server.replace("/postgres?", f"/{name}?")
-        if not keep:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 # MLflow ------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from tasks.data.door import admit
-from tasks.errors import DataRefused, SpecRefused
+from tasks.errors import DataRefused, DependencyDown, SpecRefused
 from tasks.spec_files import load_adapter_spec
 
 
@@ -84,3 +84,46 @@ def test_a_spec_names_a_database_relative_to_itself(tmp_path, shop):
         "data: {source: 'sqlite:///shop.db', query: SELECT text AS text FROM complaints}\n"
     )
     assert load_adapter_spec(spec).data.source == f"sqlite:///{shop}"
+
+
+@pytest.fixture
+def postgres_shop(empty_postgres_url, clean):
+    import psycopg
+
+    with psycopg.connect(empty_postgres_url, autocommit=True) as database:
+        database.execute("CREATE TABLE complaints (id SERIAL PRIMARY KEY, text TEXT, label TEXT)")
+        for row in clean(80):
+            database.execute("INSERT INTO complaints (text, label) VALUES (%s, %s)", (row["text"], row["label"]))
+    return empty_postgres_url
+
+
+@pytest.mark.postgres
+def test_a_query_of_postgresql_gives_the_rows_and_the_digest_that_sqlite_gives(shop, postgres_shop, asks):
+    query = "SELECT text, label FROM complaints ORDER BY id"
+    here, there = admit(asks(f"sqlite:///{shop}", query=query)), admit(asks(postgres_shop, query=query))
+    assert (there.examples, there.source_digest, there.rows_in) == (here.examples, here.source_digest, 80)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("SELECT text FROM nowhere", "does not exist"),
+        ("DELETE FROM complaints RETURNING text, label", "syntax error|read-only transaction"),
+        ("SELECT setval('complaints_id_seq', 7)", "read-only transaction"),
+    ],
+)
+def test_a_query_that_fails_or_writes_on_postgresql_is_refused_and_nothing_is_changed(
+    postgres_shop, asks, query, words
+):
+    import psycopg
+
+    with pytest.raises(DataRefused, match=words):
+        admit(asks(postgres_shop, query=query))
+    with psycopg.connect(postgres_shop) as database:
+        assert database.execute("SELECT count(*) FROM complaints").fetchone() == (80,)
+
+
+def test_a_database_server_that_is_down_is_no_fault_of_the_data(tmp_path, asks):
+    with pytest.raises(DependencyDown, match="E-DATA-020"):
+        admit(asks(f"postgresql://ann@/shop?host={tmp_path}", query="SELECT 1"))
