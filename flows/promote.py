@@ -1,4 +1,4 @@
-"""The served version of a task: moved forward through the gates, moved back on request, never lost."""
+"""The served version of a task, moved forward through the gates."""
 
 from __future__ import annotations
 
@@ -37,20 +37,6 @@ def promote(candidate: str) -> PromotionRecord:
         publish_decision(version.ref, decision)
         refuse_unless_passed(decision)
         promotion = moved(home, version, decision, champion, lease)
-    mirrored(home)
-    return promotion
-
-
-@flow(name="rollback", description="Serve the champion before this one again.")
-def rollback(task: str) -> PromotionRecord:
-    """Back to the previous champion.
-
-    Args:
-        task: The task whose champion steps back.
-    """
-    home = opened()
-    promotion = home.ledger.rollback(task, reason="asked for")
-    voice.say(f"{task}: champion is v{promotion.number} again (was v{promotion.previous})")
     mirrored(home)
     return promotion
 

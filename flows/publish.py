@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
+from flows import mirroring
 from flows.data_report import data_section
 from flows.policy import over_network
 from flows.progress import voice
@@ -34,16 +35,7 @@ if TYPE_CHECKING:
     from tasks.memory import MemoryPlan
 
 
-@over_network
-def mirrored(home: Home) -> None:
-    """MLflow brought up to the ledger; an outage costs nothing, the outbox waits for `factory reconcile`."""
-    from registry.mirror import mirror
-
-    report = mirror(home.ledger, home.store, home.tracker)
-    if report.problem:
-        voice.say(
-            f"  MLflow is behind by {report.pending} entries ({report.problem.wrong}); `factory reconcile` sends them"
-        )
+mirrored = over_network(mirroring.mirrored)
 
 
 def publish_validation(home: Home, data: Dataset, redact: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows.publish import mirrored
+from flows.mirroring import mirrored
 from flows.wiring import opened
 from registry.records import WithdrawalRecord
 

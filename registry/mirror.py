@@ -21,6 +21,7 @@ from registry.store import Store
 from registry.tracking import Tracker
 
 LEASE_SECONDS = 300.0
+MOVES_SECONDS = 30.0  # a pass over moves alone is short, and whoever asked for it may leave before it ends
 
 
 class Mirrored(NamedTuple):
@@ -32,26 +33,36 @@ class Mirrored(NamedTuple):
     problem: Problem | None
 
 
-def mirror(ledger: Ledger, store: Store, tracker: Tracker) -> Mirrored:
-    """Tell MLflow what the outbox holds. Never raises because MLflow is down: that is in the report."""
-    entries = ledger.pending()
+def mirror(ledger: Ledger, store: Store, tracker: Tracker, *, moves_of: str | None = None) -> Mirrored:
+    """Tell MLflow what the outbox holds, or only how the champion of one name moved, whatever else waits.
+
+    Never raises because MLflow is down: that is in the report.
+    """
+    entries = tuple(e for e in ledger.pending() if moves_of is None or (e.topic, e.name) == ("promotion", moves_of))
     if not entries:
         return Mirrored(0, 0, 0, None)
-    return _run_pass(ledger, store, tracker, entries, everything=False)
+    seconds = LEASE_SECONDS if moves_of is None else MOVES_SECONDS
+    return _run_pass(ledger, store, tracker, entries, everything=False, seconds=seconds)
 
 
 def reconcile(ledger: Ledger, store: Store, tracker: Tracker) -> Mirrored:
     """Deliver waiting journals, then compare every version and alias with MLflow and set right what differs."""
     delivered = tracker.deliver()
-    report = _run_pass(ledger, store, tracker, ledger.pending(), everything=True)
+    report = _run_pass(ledger, store, tracker, ledger.pending(), everything=True, seconds=LEASE_SECONDS)
     return report._replace(changes=report.changes + delivered.events, problem=report.problem or delivered.problem)
 
 
 def _run_pass(
-    ledger: Ledger, store: Store, tracker: Tracker, entries: tuple[OutboxRecord, ...], *, everything: bool
+    ledger: Ledger,
+    store: Store,
+    tracker: Tracker,
+    entries: tuple[OutboxRecord, ...],
+    *,
+    everything: bool,
+    seconds: float,
 ) -> Mirrored:
     tracker.client()  # the slow import comes before the lease
-    lease = ledger.take_lease("mirror", holder=uuid.uuid4().hex, seconds=LEASE_SECONDS)
+    lease = ledger.take_lease("mirror", holder=uuid.uuid4().hex, seconds=seconds)
     if lease is None:
         busy = Problem(
             "E-MLFLOW-003", shown(tracker.uri), "another mirror is at work", "wait for it; it tells everything"

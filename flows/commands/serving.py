@@ -91,7 +91,7 @@ def rollback(task: TaskName) -> None:
     Example: `factory rollback triage`
     """
     ready()
-    from flows.promote import rollback as flow
+    from flows.rollback import rollback as do
 
-    done = flow(task)
+    done = do(task)
     tell(done, f"{done.ref} is champion again (was {done.previous})")

@@ -54,7 +54,7 @@ def endless(new_factory: Callable[[], Any], desk: Any) -> Iterator[tuple[Any, su
 
 def test_a_refusal_within_a_flow_is_its_line_and_no_other_word(factory: Any, intent: Any, endless: Any) -> None:
     """Through Prefect's engine, in a process whose console is what a person sees."""
-    said = factory.finish(factory.start("rollback", "nobody"))
+    said = factory.finish(factory.start("promote", "nobody"))
     assert (said.code, said.out) == (2, "")
     assert [line.split(":")[0] for line in said.lines] == ["E-LEDGER-001 nobody"]
 

@@ -228,6 +228,20 @@ def test_aliases_follow_the_ledger_through_promotion_and_rollback(pair):
     assert client.get_model_version_by_alias("triage", "champion").tags["factory.version"] == "triage:1"
 
 
+def test_moves_are_told_alone_whatever_else_waits(pair):
+    ledger, client = pair.ledger, pair.tracker.client()
+    ledger.register(pair.workshop.draft("triage", 2))
+    ledger.promote("triage", 2, expected=1, decision={})
+    pair.mirror()
+    late = ledger.register(pair.workshop.draft("triage", 3))
+    ledger.rollback("triage")
+    report = mirror(ledger, pair.store, pair.tracker, moves_of="triage")
+    assert (report.versions, report.pending, report.problem) == (0, 1, None)
+    assert str(client.get_model_version_by_alias("triage", "champion").version) == "1"
+    assert [(entry.topic, entry.number) for entry in ledger.pending()] == [("version", late.number)]
+    assert pair.mirror().pending == 0
+
+
 STEPS = ("mirror.after_run", "mirror.after_model", "mirror.before_delivered")
 CRASHES = [f"{step}=kill@{turn}" for step in STEPS[:2] for turn in (1, 2)] + [f"{STEPS[2]}=kill"]
 
