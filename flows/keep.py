@@ -92,16 +92,21 @@ def sole(
             home.ledger.release_lease(lease)
 
 
-def kept(home: Home, write: Callable[[Path], None]) -> str:
-    """The digest under which the store keeps the folder that `write` fills; an interrupted write leaves no object."""
-    staging = Path(tempfile.mkdtemp(dir=home.scratch()))
+def kept(home: Home, write: Callable[[Path], None], place: Path | None = None) -> str:
+    """The digest under which the store keeps the folder that `write` fills; an interrupted write leaves no object.
+
+    Args:
+        place: where the folder is made, and left to whoever named it; by default one that is gone afterwards.
+    """
+    staging = place or Path(tempfile.mkdtemp(dir=home.scratch()))
     try:
         failpoint("merge.before_write")
         write(staging / "model")
         failpoint("merge.after_write")
         return home.store.put(staging / "model")
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if place is None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def made(home: Home, key: str) -> bool:

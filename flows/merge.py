@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,21 @@ from flows.merge_gates import (
     refuse_tuning_on_acceptance,
     rounded_to_4_bits,
 )
-from flows.merge_parents import Planned, before_and_alone, expert, planned_merge, same_base
-from flows.merge_result import answered, exported, refuse_foreign, remembered, served
+from flows.merge_parents import Expert, Planned, before_and_alone, expert, key_of_merge, planned_merge, same_base
+from flows.merge_place import MergePlace
+from flows.merge_result import answered, exported, refuse_foreign, remembered, served, setting_of
 from flows.merge_search import searched
 from flows.policy import cheap
 from flows.progress import voice
 from flows.publish import mirrored, publish_merge
-from flows.wiring import opened
-from registry.records import EvaluationRecord, VersionRecord
+from flows.resuming import Workplace, working_on
+from flows.wiring import Home, opened
+from registry.records import BaseRecord, EvaluationRecord, VersionRecord
+from tasks.data.examples import Example
 from tasks.merging.rules import check_rules
 from tasks.promotion import Decision
 from tasks.spec_files import load_merge_spec
+from tasks.specs import MergeSpec
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,34 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     voice.say(f"{spec.name}: merging {', '.join(e.version.ref for e in experts)}")
     refuse_tuning_on_acceptance(experts)
     general = general_rows(spec, experts)
-    plan = planned_merge(home, spec, experts)
-    forecast = foreseen(plan)
+    with working_on(home, key_of_merge(home, spec, experts, base)) as workplace:
+        plan = planned_merge(home, spec, experts, MergePlace.of(workplace.folder / "run-0"))
+        outcome = made(home, spec, experts, base, plan, general, workplace, out)
+    publish_merge(home, outcome)
+    mirrored(home)
+    return outcome
 
+
+def made(
+    home: Home,
+    spec: MergeSpec,
+    experts: Sequence[Expert],
+    base: BaseRecord,
+    plan: Planned,
+    general: tuple[Example, ...],
+    workplace: Workplace,
+    out: str | None,
+) -> MergeOutcome:
+    """The merge from its forecast to the served and exported model. A version that was made before from the same
+    recipe, parents, base, data and code keeps its setting."""
+    forecast = foreseen(plan)
     alone = {side: before_and_alone(home, experts, side) for side in ("validation", "test")}
     tried = merged_and_scored(spec, experts, plan, settings_of(spec), "validation")
     kept = {setting: retentions(scores, alone["validation"]) for setting, scores in tried.items()}
     kept |= searched(home, spec, experts, plan, alone["validation"], kept)
     best = best_of_each_rule(kept)
-    chosen = max(best, key=lambda setting: worst_then_mean(kept[setting]))
+    chosen = setting_of(home.ledger.by_key(workplace.key)) or max(best, key=lambda one: worst_then_mean(kept[one]))
+    best = best if chosen in best else [*best, chosen]
     voice.say(f"  chosen on validation rows: {chosen.name}")
 
     answers_are_wanted_soon()
@@ -104,17 +127,16 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     decision = judged(spec, experts, scores, chosen.name, on_general_text(spec, experts, plan, chosen, general))
     in_4_bits = rounded_to_4_bits(spec, experts, plan, chosen)
     absent = attributed(spec, experts, plan, chosen, alone["validation"])
-    version = remembered(home, spec, experts, base, plan, tests[chosen], alone["test"], chosen, absent, in_4_bits)
+    version = remembered(
+        home, spec, experts, base, plan, tests[chosen], alone["test"], chosen, absent, in_4_bits, workplace
+    )
     answers = answered(home, version, experts)
     promoted = decision.passed and served(home, version, decision)
     folder = exported(home, version, out) if out and decision.passed else None
     shown = {setting.name: values for setting, values in kept.items()}
-    outcome = MergeOutcome(
+    return MergeOutcome(
         version, scores, shown, chosen.name, decision, promoted, forecast, answers, folder, absent, in_4_bits
     )
-    publish_merge(home, outcome)
-    mirrored(home)
-    return outcome
 
 
 @cheap

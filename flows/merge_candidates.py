@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,10 +42,10 @@ class Setting:
 
 
 def settings_of(spec: MergeSpec) -> list[Setting]:
-    """Every combination that the recipe asks for, those of one update side by side."""
+    """Every combination that the recipe asks for and the baselines, those of one update side by side."""
     return [
         Setting(rule.rule, tuple(sorted(rule.weights.items())), density, scale)
-        for rule in spec.rules
+        for rule in spec.tried
         for density in rule.density
         for scale in rule.scale
     ]
@@ -84,8 +85,12 @@ class Scorer:
         """One setting's model on one task."""
         from tasks.merging.apply import applied
 
-        with applied(dense_base(e).model, self.updates(setting), scale=setting.scale):
-            return self.as_it_is(e, side)
+        def measure() -> EvaluationRecord:
+            with applied(dense_base(e).model, self.updates(setting), scale=setting.scale):
+                return self.as_it_is(e, side)
+
+        taking_part = [parent.ref for parent in self._plan.parents.parents]
+        return self._plan.place.score(f"{setting} of {taking_part} on {side} of {e.task}", measure)
 
     def as_it_is(self, e: Expert, side: Side) -> EvaluationRecord:
         """One task on the body as it stands, with the task's own head."""
@@ -144,9 +149,7 @@ def updates_of(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, settin
     from tasks.merging.merge import merged_updates
 
     if setting.rule in MEASURED:
-        if setting.rule not in plan.measured:
-            plan.measured[setting.rule] = measured_updates(spec, experts, plan, setting.rule)
-        return plan.measured[setting.rule]
+        return measured_updates(spec, experts, plan, setting.rule)
     weights = dict(setting.weights)
     return dict(merged_updates(plan.parents, setting.rule, weights=weights, density=setting.density, seed=spec.seed))
 
@@ -161,6 +164,7 @@ def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, 
 
     base = dense_base(experts[0])
     fill(base.model, plan.base)
+    taking_part = hashlib.sha256(" ".join(parent.ref for parent in plan.parents.parents).encode()).hexdigest()[:8]
     rows = {
         e.task: encode(dense_base(e), some(MEASURED_ROWS, [x for s in e.slices["train"] for x in s.examples]))
         for e in experts
@@ -171,12 +175,16 @@ def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, 
         what = "regression mean: layer" if loss is None else "distillation: step"
         voice.bar(what, done, total, (time.monotonic() - began) / done * (total - done))
 
-    if "regmean" not in plan.measured:
-        plan.measured["regmean"] = regression_mean(base, plan.parents, rows, on_layer=show)
+    start = plan.place.changes(
+        f"regmean-{taking_part}", lambda: regression_mean(base, plan.parents, rows, on_layer=show)
+    )
     if rule == "regmean":
-        return plan.measured["regmean"]
+        return start
     began = time.monotonic()
-    return distilled(base, plan.parents, rows, plan.measured["regmean"], seed=spec.seed, on_step=show)
+    return plan.place.changes(
+        f"distilled-{taking_part}",
+        lambda: distilled(base, plan.parents, rows, start, seed=spec.seed, on_step=show),
+    )
 
 
 def some(most: int, examples: Sequence[Example]) -> list[Example]:

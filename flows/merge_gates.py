@@ -139,11 +139,14 @@ def rounded_to_4_bits(
     names = nf4_modules(plan.base.folder, experts[0].spec.kind)
     found = {}
     with threads(spec.resources.threads), Scorer.opened(spec, experts, plan) as scorer:
-        updates = scorer.updates(chosen)
         for e in experts:
-            model = dense_base(e).model
-            with applied(model, updates, scale=chosen.scale), rounded(model, names, double_quant=base.double_quant):
-                found[e.task] = scorer.as_it_is(e, "test")
+
+            def measure(e: Expert = e) -> EvaluationRecord:
+                model, updates = dense_base(e).model, scorer.updates(chosen)
+                with applied(model, updates, scale=chosen.scale), rounded(model, names, double_quant=base.double_quant):
+                    return scorer.as_it_is(e, "test")
+
+            found[e.task] = plan.place.score(f"{chosen} in 4 bits on test of {e.task}", measure)
     return found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flows.learn import Slice, datasets_of, known_scores, record_of, scored, slice_of, subject_of
+from flows.merge_place import MergePlace
 from flows.policy import cheap
 from flows.validate import base_folder, identified, remembered_dataset
 from flows.wiring import Home
+from registry.fingerprint import version_key
 from registry.records import BaseRecord, EvaluationRecord, VersionRecord, base_ref
 from tasks.errors import ArtifactRefused, Problem, SpecRefused, raise_if_any
 from tasks.evaluation.scoring import Scores
@@ -35,11 +37,11 @@ class Expert:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is merged: the parents' exact updates, and the base that they are added to."""
+    """What is merged: the parents' exact updates, the base that they are added to, and where the work is kept."""
 
     base: BaseWeights
     parents: MergePlan
-    measured: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    place: MergePlace
 
 
 def expert(home: Home, ref: str) -> Expert:
@@ -81,8 +83,21 @@ def same_base(home: Home, experts: Sequence[Expert]) -> BaseRecord:
     return base
 
 
+def key_of_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert], base: BaseRecord) -> str:
+    """The merged version's key: everything that decides what is chosen and written."""
+    return version_key(
+        kind="merged",
+        spec={"recipe": spec.model_dump(mode="json")},
+        base=base.digest,
+        parents=[("parent", e.version.artifact) for e in experts],
+        evaluation=[s.dataset for e in experts for s in e.slices["test"]],
+        code=home.code.digest,
+        seed=spec.seed,
+    )
+
+
 @cheap
-def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert]) -> Planned:
+def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert], place: MergePlace) -> Planned:
     """The parents' exact updates over one base; every mismatch is listed before anything is computed.
 
     Raises:
@@ -102,7 +117,7 @@ def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert]) -> Pla
         Parent(e.version.ref, e.task, home.ledger.files(e.version.ref), e.version.base, quantization=base.quantization)
         for e in experts
     ]
-    return Planned(weights, check_parents(parents, weights))
+    return Planned(weights, check_parents(parents, weights), place)
 
 
 def without(plan: Planned, task: str) -> Planned:
@@ -110,7 +125,7 @@ def without(plan: Planned, task: str) -> Planned:
     from tasks.merging.plan import check_parents
 
     parents = [parent for parent in plan.parents.parents if parent.task != task]
-    return Planned(plan.base, check_parents(parents, plan.base))
+    return Planned(plan.base, check_parents(parents, plan.base), plan.place)
 
 
 def before_and_alone(home: Home, experts: Sequence[Expert], side: Side) -> dict[str, dict[str, EvaluationRecord]]:

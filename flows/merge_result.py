@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.keep import kept
 from flows.merge_candidates import Setting, updates_of
 from flows.merge_parents import Expert, Planned
 from flows.policy import cheap
 from flows.progress import voice
+from flows.resuming import Workplace
 from flows.wiring import Home, flow_run_id
-from registry.fingerprint import version_key
 from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.export.card import Card, Score
@@ -34,26 +33,18 @@ def remembered(
     chosen: Setting,
     absent: Mapping[str, Mapping[str, float]],
     in_4_bits: Mapping[str, EvaluationRecord],
+    workplace: Workplace,
 ) -> VersionRecord:
     """The chosen model written as a transformers folder, stored, and registered with its parents."""
-    key = version_key(
-        kind="merged",
-        spec={"recipe": spec.model_dump(mode="json"), "chosen": chosen.name},
-        base=base.digest,
-        parents=[("parent", e.version.artifact) for e in experts],
-        evaluation=[s.dataset for e in experts for s in e.slices["test"]],
-        code=home.code.digest,
-        seed=spec.seed,
-    )
-    if known := home.ledger.by_key(key):
+    if known := home.ledger.by_key(workplace.key):
         return known
     card = card_of(spec, experts, base, scores, alone, chosen)
-    artifact = kept(home, lambda folder: written(spec, experts, plan, chosen, card, folder))
+    artifact = plan.place.written(home, lambda folder, key: written(spec, experts, plan, chosen, card, folder, key))
     version = home.ledger.register(
         VersionDraft(
             name=spec.name,
             kind="merged",
-            version_key=key,
+            version_key=workplace.key,
             artifact=artifact,
             base=base.digest,
             code=home.code.digest,
@@ -70,10 +61,20 @@ def remembered(
             },
             evaluations=tuple(scores.values()),
             flow_run=flow_run_id(),
-        )
+        ),
+        lease=workplace.lease,
     )
     voice.say(f"  registered {version.ref}, sha256 {artifact[:12]}")
     return version
+
+
+def setting_of(version: VersionRecord | None) -> Setting | None:
+    """What a version was merged by; None for none."""
+    if version is None:
+        return None
+    said = dict(version.spec["setting"])
+    weights = tuple((task, weight) for task, weight in said.pop("weights"))
+    return Setting(weights=weights, **said)
 
 
 def card_of(
@@ -107,10 +108,10 @@ def card_of(
 
 
 def written(
-    spec: MergeSpec, experts: Sequence[Expert], plan: Planned, chosen: Setting, card: Card, folder: Path
+    spec: MergeSpec, experts: Sequence[Expert], plan: Planned, chosen: Setting, card: Card, folder: Path, resume: str
 ) -> None:
     """The chosen model as a plain transformers folder, streamed in row blocks. Classifiers share the body, and each
-    task's own head lies beside it."""
+    task's own head lies beside it. A write that was interrupted goes on from its finished weights."""
     import torch
 
     from tasks.export.model import export_model
@@ -138,6 +139,7 @@ def written(
         card=card,
         heads=heads,
         labels={e.task: e.spec.data.labels for e in experts if e.task in heads},
+        resume=resume,
     )
 
 

@@ -30,6 +30,14 @@ class RuleSpec(Spec):
         return density
 
 
+BASELINES = (
+    RuleSpec(rule="average"),
+    RuleSpec(rule="task_arithmetic", scale=(0.3, 0.5, 1.0)),
+    RuleSpec(rule="ties", scale=(1.0, 1.5), density=(0.2,)),
+    RuleSpec(rule="knots_ties", scale=(1.0, 1.5), density=(0.2,)),
+)
+
+
 class MergeGateSpec(Spec):
     """What a merged model must keep. Retention = (merged - base) / (expert - base), per task."""
 
@@ -82,6 +90,9 @@ class MergeSpec(Spec):
         min_length=1,
         description="Rules to try; the choice is made on validation rows, the gate on test rows.",
     )
+    baselines: bool = Field(
+        True, description="Try average, task arithmetic, TIES and aligned TIES too where the recipe does not name them."
+    )
     search: SearchSpec | None = Field(None, description="Search further settings within a budget; none by default.")
     general: GeneralSpec | None = Field(None, description="Text of no task that the gate looks at too.")
     attribution: bool = Field(True, description="Score the chosen merge without each parent in turn, and store it.")
@@ -95,6 +106,13 @@ class MergeSpec(Spec):
     gates: MergeGateSpec = Field(default_factory=lambda: MergeGateSpec(), description="What the model must keep.")
     resources: ResourceSpec = Field(default_factory=lambda: ResourceSpec(), description="What the merge may take.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds the rules that draw.")
+
+    @property
+    def tried(self) -> tuple[RuleSpec, ...]:
+        """The recipe's rules, and of several parents the baselines that every table of merges holds."""
+        named = {rule.rule for rule in self.rules}
+        wanted = self.baselines and len(self.parents) > 1
+        return (*self.rules, *(rule for rule in BASELINES if wanted and rule.rule not in named))
 
     @field_validator("parents")
     @classmethod

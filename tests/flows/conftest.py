@@ -139,7 +139,8 @@ class Factory:
         return self.yaml(name or task.name, tree)
 
     def recipe(self, name: str, parents: Sequence[str], **changes: Any) -> Path:
-        tree = {"name": name, "parents": list(parents), "rules": [{"rule": "average"}], "dtype": "float32", **changes}
+        tree = {"name": name, "parents": list(parents), "rules": [{"rule": "average"}], "baselines": False, **changes}
+        tree.setdefault("dtype", "float32")
         return self.yaml(f"{name} recipe", {**tree, "resources": {"threads": 1}})
 
     def yaml(self, name: str, tree: Any) -> Path:

@@ -1,0 +1,61 @@
+"""A merge that was killed goes on where it was: nothing is measured twice, and the same model comes of it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAIR = ("intent:1", "tone:1")
+
+
+@pytest.fixture
+def recipe(factory: Any, intent: Any, fleet: Any) -> Path:
+    rules = [{"rule": "ties", "scale": [0.8, 1.0], "density": [0.5]}, {"rule": "regmean"}]
+    path: Path = factory.recipe("stopped", PAIR, rules=rules, gates={"min_retention": -9, "min_rows": 30})
+    return path
+
+
+def test_a_killed_merge_measures_nothing_twice_and_ends_with_the_same_bytes(
+    factory: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch, at_its_word: None
+) -> None:
+    from flows import merge_candidates
+    from tasks.export import model
+
+    killed = factory.finish(factory.start("merge", recipe, FACTORY_FAILPOINT="merge.after_write=kill"))
+    assert killed.code == -signal.SIGKILL, killed.err
+    (place,) = [folder for folder in (factory.home / "checkpoints").iterdir() if (folder / "run-0" / "scores").is_dir()]
+    known = sorted(path.name for path in (place / "run-0" / "scores").iterdir())
+    # three settings and leave-one-out on validation rows, the best of both rules and the 4-bit model on test rows
+    assert len(known) >= 3 * 2 + 2 * 2 + 2
+    assert [path.name for path in (place / "run-0").glob("regmean-*")]
+    assert (place / "run-0" / "model" / "manifest.json").is_file()
+    measured: list[Any] = []
+    written: list[Any] = []
+    as_it_is, shards = merge_candidates.Scorer.as_it_is, model.ShardWriter
+
+    def noted(self: Any, e: Any, side: Any) -> Any:
+        measured.append(e)
+        return as_it_is(self, e, side)
+
+    def opened(*asked: Any) -> Any:
+        written.append(asked)
+        return shards(*asked)
+
+    monkeypatch.setattr(merge_candidates.Scorer, "as_it_is", noted)
+    monkeypatch.setattr(model, "ShardWriter", opened)
+    done = factory.run("merge", recipe)
+    assert done.code == 0, done.err
+    assert f"goes on where it was stopped: {len(known)} scores are known" in done.err
+    assert measured == []
+    assert written == []
+    assert not place.exists()
+    ((artifact, number),) = factory.sql("SELECT artifact, number FROM versions WHERE name = 'stopped'")
+    assert number == 1
+    assert factory.litter() == []
+    again = factory.run("merge", recipe)  # nothing is known any more, and all of it is measured again
+    assert again.code == 0, again.err
+    assert measured
+    assert factory.sql("SELECT artifact, number FROM versions WHERE name = 'stopped'") == [(artifact, number)]
