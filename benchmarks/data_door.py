@@ -73,7 +73,6 @@ def _changed(text: str, words: list[str], draw: random.Random) -> str:
 def through_the_door(path: Path) -> dict[str, Any]:
     """Seconds and processor seconds by stage, what was kept out, and how long the same question takes again."""
     sys.path.insert(0, str(ROOT))
-    import flows.validate as rooms
     from flows.validate import validated
     from flows.wiring import opened
     from tasks.data.validation import great_expectations
@@ -83,19 +82,10 @@ def through_the_door(path: Path) -> dict[str, Any]:
     great_expectations()  # its import is not counted, neither here nor below
     marks: list[tuple[str, float, float]] = []
 
-    class Stopwatch:
-        def __call__(self, stage: str, done: int, total: int) -> None:
-            if not marks or marks[-1][0] != stage:
-                marks.append((stage, time.perf_counter(), time.process_time()))
+    def stopwatch(stage: str, done: int, total: int) -> None:
+        if not marks or marks[-1][0] != stage:
+            marks.append((stage, time.perf_counter(), time.process_time()))
 
-    rooms.Pace = Stopwatch  # type: ignore[misc,assignment]
-    written = rooms.write_snapshot
-
-    def writing(admission: Any, folder: Path) -> None:
-        marks.append(("snapshot", time.perf_counter(), time.process_time()))
-        written(admission, folder)
-
-    rooms.write_snapshot = writing
     data = DataSpec(
         source=str(path),
         split=SplitSpec(column="split", validation=0),
@@ -103,7 +93,7 @@ def through_the_door(path: Path) -> dict[str, Any]:
     )
     spec = AdapterSpec(task="door", kind="classification", base=BaseSpec(model="/none"), data=data)
     began, began_cpu = time.perf_counter(), time.process_time()
-    found = validated.fn(home, spec, based=False)
+    found = validated.fn(home, spec, based=False, on_progress=stopwatch)
     ended, ended_cpu = time.perf_counter(), time.process_time()
     bounds = [*marks, ("end", ended, ended_cpu)]
     stages = {name: (later[1] - start, later[2] - cpu) for (name, start, cpu), later in pairwise(bounds)}

@@ -25,7 +25,7 @@ from registry.records import BaseRecord, DatasetRecord, Purpose, dataset_ref
 from registry.traffic import TrafficStore
 from tasks.data.admission import Admission, Around
 from tasks.data.chat_templates import ending_check, templated
-from tasks.data.door import admit
+from tasks.data.door import OnProgress, admit
 from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.data.guess import is_data, spec_of_file
 from tasks.data.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -93,13 +93,21 @@ def identified(home: Home, spec: BaseSpec) -> BaseRecord:
 
 
 @cheap
-def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, based: bool = True) -> Dataset:
+def validated(
+    home: Home,
+    spec: AdapterSpec,
+    purpose: Purpose = "training",
+    *,
+    based: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Dataset:
     """The rows of the spec, through the door and into the store; no row that ever judged this task is learned from.
 
     Where spec, bytes, tokenizer and code are those of a snapshot that is there, that one is taken.
 
     Args:
         based: count lengths in tokens of the spec's base; else only characters are bounded.
+        on_progress: hears the stage, and how many of how many rows are done; the flow's voice by default.
 
     Raises:
         DataRefused: the rows cannot be trusted.
@@ -114,6 +122,7 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, b
         return known
     others = [record.digest for record in home.ledger.datasets(spec.task)]
     judged = frozen_examples(home, spec.task)
+    on_progress = on_progress or Pace()
     admission = admit(
         spec,
         count_tokens=token_counter(spec.base) if based else None,
@@ -121,8 +130,9 @@ def validated(home: Home, spec: AdapterSpec, purpose: Purpose = "training", *, b
         judged={example.input: name for example, name in judged},
         traffic=traffic,
         known=[ending_check(base)] if base and spec.kind == "generation" else [],
-        on_progress=Pace(),
+        on_progress=on_progress,
     )
+    on_progress("snapshot", 0, admission.accepted)
     staging = Path(tempfile.mkdtemp(dir=home.scratch()))
     try:
         write_snapshot(admission, staging / "snapshot")

@@ -214,6 +214,9 @@ def test_few_labels_outside_the_set_are_kept_out_row_by_row_and_the_rest_goes_on
     assert counts == [(280, 277, 3, 0)]
 
 
+BAD = {"empty": [], "blank": [{"text": " ", "label": "yes"}] * 40}
+
+
 def test_all_specs_of_a_fleet_are_read_and_all_their_faults_told_together(
     opened: Any, desk: Any, tmp_path: Path
 ) -> None:
@@ -223,6 +226,19 @@ def test_all_specs_of_a_fleet_are_read_and_all_their_faults_told_together(
     assert said.code == 2
     assert ["one.yaml" in line for line in said.lines] == [True, True, False, False]
     assert ["two.yaml" in line for line in said.lines] == [False, False, True, False]
+
+
+def test_the_data_of_a_whole_fleet_is_looked_at_before_the_first_is_trained(
+    opened: Any, desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.train.train", lambda *_: pytest.fail("a spec was trained"))
+    good = opened.spec(desk["tone"])
+    empty, blank = (
+        opened.spec(desk["tone"], name, data=opened.rows(f"{name}.jsonl", rows)) for name, rows in BAD.items()
+    )
+    said = opened.run("--quiet", "fleet", good, empty, blank)
+    assert said.code == 3
+    assert all(f"{name}.jsonl" in said.err for name in BAD)
 
 
 def test_no_argument_shows_the_help_and_is_a_usage_error(opened: Any) -> None:

@@ -114,3 +114,11 @@ def _release(home: Any) -> None:
 
     with sqlite3.connect(home.home / "ledger.db") as connection:
         connection.execute("UPDATE leases SET expires_seconds = 0 WHERE name = 'traffic:intent'")
+
+
+def test_a_data_set_that_holds_requests_of_the_task_is_told(desk_home: Any, desk: Any) -> None:
+    asked = desk_home.traffic("asked.jsonl", desk["intent"].rows(80, seed=0))
+    assert desk_home.run("traffic", "add", "intent", asked).code == 0
+    said = desk_home.run("validate", desk_home.spec(desk["intent"]))
+    assert "warning: traffic is not learned from" in said.err
+    assert "1.00 the same as the task's traffic" in said.err
