@@ -147,7 +147,7 @@ def rewritten(path: Path, changes: Mapping[str, Any]) -> str:
 
     from ruamel.yaml import YAML
 
-    yaml = YAML()
+    yaml = YAML()  # round trip: plain values and their comments, no objects of any class
     yaml.preserve_quotes = True
     tree = yaml.load(path.read_text(encoding="utf-8"))
     for place, value in changes.items():

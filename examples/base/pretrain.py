@@ -189,7 +189,7 @@ def pretrained(options: argparse.Namespace) -> tuple[LlamaForCausalLM, Tokenizer
     pairs = optimizers(model)
     seen = {"seed": 0, "step": 0, "tokens": 0, "seconds": 0.0}
     if saved.exists():
-        state = torch.load(saved, weights_only=True)
+        state = torch.load(saved, weights_only=True)  # our own optimiser state, which safetensors cannot hold
         model.load_state_dict(state["model"])
         for (optimizer, _), old in zip(pairs, state["optimizers"], strict=True):
             optimizer.load_state_dict(old)

@@ -14,7 +14,7 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     folder = tmp_path / "examples" / "quickstart"
     folder.mkdir(parents=True)
-    for path in [*flows.demo.QUICKSTART.glob("*.yaml"), flows.demo.QUICKSTART / "generate.py"]:
+    for path in [*flows.demo.QUICKSTART.glob("*.yaml"), *flows.demo.QUICKSTART.glob("*.py")]:
         shutil.copy(path, folder)
     monkeypatch.setattr(flows.demo, "QUICKSTART", folder)
     return folder
