@@ -155,7 +155,9 @@ STEPS: dict[str, Callable[[Scene], object]] = {
     "mirror.before_delivered": tell,
     "delivery.before_note": tell,
 }
-ELSEWHERE = {f"remote.{step}": "test_remote_store.py" for step in ("before_file", "before_manifest", "after_manifest")}
+ELSEWHERE = {
+    f"remote.{step}": "test_store_contract.py" for step in ("before_file", "before_manifest", "after_manifest")
+}
 ELSEWHERE |= {"traffic.after_batch": "../flows/test_traffic.py"}
 KINDS = ("kill", "errno:5", "sleep:0.01")
 

@@ -1,4 +1,4 @@
-"""Bytes are what their hash says, or they are not handed out."""
+"""Bytes are what their hash says, or they are not handed out: what only a folder has to keep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import IntegrityError, NoSpace
-from registry.fingerprint import digest_of_file, digest_of_folder
+from registry.fingerprint import digest_of_file
 from registry.store import Store
 
 FORK = multiprocessing.get_context("fork")
@@ -42,13 +42,6 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 def kept_files(store: Store, digest: str) -> list[Path]:
     return [path for path in (store.root / "sha256" / digest[:2] / digest).rglob("*") if path.is_file()]
-
-
-def test_what_comes_out_is_what_went_in(store, folder):
-    digest = store.put(folder)
-    assert snapshot(store.path(digest)) == snapshot(folder)
-    assert digest == digest_of_folder(folder)
-    assert store.path(digest).parent == store.root / "sha256" / digest[:2] / digest
 
 
 def test_everything_is_durable_before_the_name_and_the_name_before_the_answer(store, folder, monkeypatch):
@@ -139,39 +132,16 @@ def test_a_file_that_was_written_a_moment_ago_is_read_again_every_time(store, fo
     assert len(reads) == 2 * len(kept_files(store, digest))
 
 
-@pytest.mark.parametrize("harm", ["remove", "add", "link", "truncate", "no manifest", "gone"])
-def test_missing_added_and_replaced_files_are_refused(store, folder, harm):
+@pytest.mark.parametrize("harm", ["link", "gone"])
+def test_links_and_absence_are_refused(store, folder, harm):
     digest = store.put(folder)
     place = store.path(digest)
     victim = place / "adapter_config.json"
-    if harm == "remove":
-        victim.unlink()
-    elif harm == "add":
-        (place / "pickle.bin").write_bytes(b"x")
-    elif harm == "link":
+    if harm == "link":
         victim.unlink()
         victim.symlink_to(folder / "adapter_config.json")
-    elif harm == "truncate":
-        os.truncate(place / "adapter_model.safetensors", 1999)
-    elif harm == "no manifest":
-        (place.parent / "manifest.json").unlink()
     else:
         shutil.rmtree(place.parent)
-    with pytest.raises(IntegrityError):
-        store.path(digest)
-
-
-def test_putting_the_good_bytes_again_heals_a_damaged_object(store, folder):
-    digest = store.put(folder)
-    victim = store.path(digest) / "adapter_config.json"
-    os.chmod(victim, 0o644)
-    victim.write_text("{}")
-    assert store.put(folder) == digest
-    assert snapshot(store.path(digest)) == snapshot(folder)
-
-
-@pytest.mark.parametrize("digest", ["", "abc", "../" * 22 + "ab", "G" * 64, "A" * 64])
-def test_only_a_hash_names_an_object(store, digest):
     with pytest.raises(IntegrityError):
         store.path(digest)
 
@@ -195,17 +165,6 @@ def put_in_child(root: Path, folder: Path, failpoint: str) -> int | None:
 
 
 STEPS = [f"store.{step}" for step in ("write", "fsync", "before_rename", "after_rename")]
-CRASHES = [f"{step}=kill{turn}" for step in STEPS[:2] for turn in ("", "@2", "@3")] + [
-    f"{step}=kill" for step in STEPS[2:]
-]
-
-
-@pytest.mark.parametrize("crash", CRASHES)
-def test_a_killed_put_leaves_the_whole_object_or_none_and_a_retry_completes_it(store, folder, crash):
-    assert put_in_child(store.root, folder, crash) == -signal.SIGKILL
-    for digest in store.digests():
-        store.path(digest)
-    assert snapshot(store.path(store.put(folder))) == snapshot(folder)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -241,24 +200,6 @@ def test_a_real_file_size_limit_is_no_space(store, folder):
 def test_an_input_output_error_is_not_called_a_full_disk(store, folder):
     assert put_in_child(store.root, folder, "store.fsync=errno:5") == 7
     assert list(store.digests()) == []
-
-
-def test_eight_processes_that_put_the_same_folder_publish_it_once(store, folder):
-    barrier = FORK.Barrier(8)
-
-    def work() -> None:
-        os.environ["FACTORY_FAILPOINT"] = "store.before_rename=sleep:0.02"
-        barrier.wait(30)
-        assert Store(store.root).put(folder) == digest_of_folder(folder)
-
-    children = [FORK.Process(target=work) for _ in range(8)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 8
-    assert list(store.digests()) == [digest_of_folder(folder)]
-    assert list((store.root / "tmp").iterdir()) == []
 
 
 def test_a_file_that_changes_while_it_is_stored_is_refused(store, folder, monkeypatch):
