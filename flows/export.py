@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from prefect import flow
 
 from flows.learn import datasets_of
+from flows.merge_parents import merged_into
 from flows.policy import on_gpu
 from flows.progress import voice
 from flows.validate import base_folder, remembered_dataset
@@ -114,14 +115,10 @@ def merged_into_base(home: Home, version: VersionRecord, spec: AdapterSpec, fold
 
     from tasks.export.agreement import agreement_in_fresh_process, refuse_unless_agreeing
     from tasks.export.model import export_model
-    from tasks.merging.base import nf4_modules, open_base
     from tasks.merging.plan import Parent, check_parents
     from tasks.merging.stream import merged_stream
 
-    where, adapter = base_folder(spec.base), home.store.path(version.artifact)
-    quantized = spec.base.quantization == "nf4"
-    as_seen = nf4_modules(where, spec.kind) if quantized else ()
-    base = open_base(where, nf4=as_seen, double_quant=spec.base.double_quant, dtype=torch.float32)
+    where, adapter, base = base_folder(spec.base), home.store.path(version.artifact), merged_into(spec)
     plan = check_parents([Parent(version.ref, version.name, adapter, version.base)], base)
     card = Card(
         name=version.ref,
@@ -141,33 +138,35 @@ def merged_into_base(home: Home, version: VersionRecord, spec: AdapterSpec, fold
 
 
 def low_rank(home: Home, version: VersionRecord, target: Path, rank: int | None, energy: float | None) -> str:
-    """A merged model as a plain adapter, computed again from its parents; the largest share of a module's squared norm
-    that was cut off is said.
+    """A merged model as a plain adapter, computed again from its parents, or from the stored weights where it was
+    measured on rows; the largest share of a module's squared norm that was cut off is said.
 
     Raises:
-        SpecRefused: the merge was measured on rows and has no low rank, or its parents classify.
+        SpecRefused: its parents classify, or one of them holds whole new weights, norms or biases.
     """
     from tasks.export.adapter import write_merged_adapter
-    from tasks.merging.merge import reduced_updates
+    from tasks.merging.base import open_base
+    from tasks.merging.merge import reduced_differences, reduced_updates
     from tasks.merging.plan import Parent, check_parents
 
     setting: dict[str, Any] = dict(version.spec.get("setting", {}))
     parents = [home.ledger.version(ref) for role, ref in version.parents if role == "parent"]
     spec = AdapterSpec.model_validate(parents[0].spec)
     refuse_classifiers(home, version, spec.kind)
-    if setting.get("rule") not in RULES:
-        wrong = f"{setting.get('rule', 'its rule')} was measured on rows and has no low rank"
+    base = merged_into(spec, str(version.spec["merge_base"]))
+    plan = check_parents([Parent(p.ref, p.name, home.store.path(p.artifact), p.base) for p in parents], base)
+    if whole := [p.ref for p, update in zip(parents, plan.updates, strict=True) if update.replaces]:
+        wrong = f"{whole[0]} holds new values of the base's own parameters, for which a plain adapter has no place"
         raise SpecRefused.one("E-EXPORT-008", version.ref, wrong, "export transformers, gguf or mlflow")
-    plan = check_parents([Parent(p.ref, p.name, home.store.path(p.artifact), p.base) for p in parents])
-    reduced = reduced_updates(
-        plan,
-        setting["rule"],
-        rank=rank,
-        energy=energy,
-        weights=dict(setting["weights"]),
-        density=setting["density"],
-        seed=int(version.spec.get("seed", 0)),
-    )
+    scale, seed = float(setting["scale"]), int(version.spec["seed"])
+    if setting["rule"] in RULES:
+        weights, density = dict(setting["weights"]), float(setting["density"])
+        reduced = reduced_updates(
+            plan, setting["rule"], rank=rank, energy=energy, weights=weights, density=density, seed=seed
+        )
+    else:  # its change is what lies between the stored weights and the base's
+        stored = open_base(home.store.path(version.artifact))
+        reduced, scale = reduced_differences(plan, base, stored, rank=rank, energy=energy, seed=seed), 1.0
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         lost = write_merged_adapter(
@@ -175,7 +174,7 @@ def low_rank(home: Home, version: VersionRecord, target: Path, rank: int | None,
             reduced,
             kind=spec.kind,
             base_name=spec.base.model if not spec.base.is_folder else Path(spec.base.model).name,
-            scale=setting["scale"],
+            scale=scale,
             transposed=plan.transposed,
         )
         (staging / "adapter").rename(target)

@@ -103,21 +103,28 @@ def planned_merge(home: Home, spec: MergeSpec, experts: Sequence[Expert], place:
     Raises:
         ArtifactRefused: with all of them.
     """
-    import torch
-
-    from tasks.merging.base import nf4_modules, open_base
     from tasks.merging.plan import Parent, check_parents
 
-    base = experts[0].spec.base
-    folder = base_folder(base)
-    rounded = base.quantization == "nf4" and spec.merge_base == "dequantized"
-    as_seen = nf4_modules(folder, experts[0].spec.kind) if rounded else ()
-    weights = open_base(folder, nf4=as_seen, double_quant=base.double_quant, dtype=torch.float32)
+    weights = merged_into(experts[0].spec, spec.merge_base)
+    quantization = experts[0].spec.base.quantization
     parents = [
-        Parent(e.version.ref, e.task, home.ledger.files(e.version.ref), e.version.base, quantization=base.quantization)
+        Parent(e.version.ref, e.task, home.ledger.files(e.version.ref), e.version.base, quantization=quantization)
         for e in experts
     ]
     return Planned(weights, check_parents(parents, weights), place)
+
+
+def merged_into(spec: AdapterSpec, merge_base: str = "dequantized") -> BaseWeights:
+    """The float32 weights that an adapter's update is added to: those of an NF4 base as the adapter saw them, or as
+    they are stored."""
+    import torch
+
+    from tasks.merging.base import nf4_modules, open_base
+
+    folder = base_folder(spec.base)
+    rounded = spec.base.quantization == "nf4" and merge_base == "dequantized"
+    as_seen = nf4_modules(folder, spec.kind) if rounded else ()
+    return open_base(folder, nf4=as_seen, double_quant=spec.base.double_quant, dtype=torch.float32)
 
 
 def without(plan: Planned, task: str) -> Planned:

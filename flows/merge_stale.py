@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from flows.progress import voice
 from flows.wiring import Home
+from tasks.specs import MergeSpec
+
+if TYPE_CHECKING:
+    from flows.merge import MergeOutcome
 
 
 @dataclass(frozen=True)
@@ -32,3 +42,27 @@ def stale_merges(home: Home) -> tuple[Stale, ...]:
             if champion is not None and champion.ref != ref:
                 found.append(Stale(version.ref, ref, champion.ref))
     return tuple(found)
+
+
+def merged_again(home: Home, stale: Sequence[Stale]) -> tuple[MergeOutcome, ...]:
+    """Each of these merges by its own recipe, with the adapters that serve its tasks now; one that passes its gates
+    takes the place of the old one."""
+    from flows.merge import merge
+
+    done = []
+    for ref in sorted({mark.merged for mark in stale}):
+        known = home.ledger.version(ref).spec
+        recipe = {name: known[name] for name in MergeSpec.model_fields if name in known}
+        recipe["parents"] = [champion_of(home, parent) for parent in known["parents"]]
+        voice.say(f"{ref} again, with {', '.join(recipe['parents'])}")
+        with tempfile.TemporaryDirectory(dir=home.scratch()) as folder:
+            path = Path(folder, f"{known['name']}.yaml")
+            path.write_text(json.dumps(recipe), encoding="utf-8")  # every JSON text is a YAML text
+            done.append(merge(str(path)))
+    return tuple(done)
+
+
+def champion_of(home: Home, parent: str) -> str:
+    """The version that serves a parent's task now, or the parent itself where none does."""
+    champion = home.ledger.champion(home.ledger.version(parent).name)
+    return champion.ref if champion is not None else parent

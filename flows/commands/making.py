@@ -211,7 +211,10 @@ def compare(
 def merge(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Merge recipe, a YAML file.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder to export the model to.")] = None,
-    stale: Annotated[bool, typer.Option("--stale", help="List served merges with refreshed parents, and end.")] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Merge again what is served and contains a refreshed adapter.")
+    ] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="With --stale: say which, and end.")] = False,
 ) -> None:
     """Merge adapters on their exact updates, judge every task, export a transformers folder.
 
@@ -219,11 +222,18 @@ def merge(
     """
     if stale:
         ready()
-        from flows.merge_stale import stale_merges
+        from flows.merge_stale import merged_again, stale_merges
         from flows.wiring import opened
 
         marked = stale_merges(opened())
-        tell(marked, *([one.sentence for one in marked] or ["every served merge contains the champions of its tasks"]))
+        said = [one.sentence for one in marked] or ["every served merge contains the champions of its tasks"]
+        if only_list or not marked:
+            tell(marked, *said)
+            return
+        again = merged_again(opened(), marked)
+        tell(again, *said, *(f"{one.version.ref}: {one.chosen}; {one.decision.sentence}" for one in again))
+        for one in again:
+            one.decision.refuse_unless_passed()
         return
     if recipe is None:
         from tasks.errors import SpecRefused

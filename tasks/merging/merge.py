@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
+from tasks.merging.base import BaseWeights
 from tasks.merging.catalogue import Rule
 from tasks.merging.consensus import Ask, whole_model
 from tasks.merging.factors import Reduced, product, reduce_dense, reduce_factors
 from tasks.merging.plan import MergePlan, Parent, check_parents
 from tasks.merging.rules import rule_named, weight_problems
 from tasks.merging.stack import Stack, stream_of
+from tasks.merging.vectors import Update
 
 __all__ = ["MergePlan", "Parent", "check_parents", "merged_updates", "one_thread", "reduced_updates"]
 
@@ -80,11 +82,47 @@ def reduced_updates(
     Raises:
         SpecRefused: as `merged_updates`, or neither rank nor energy is given.
     """
-    if rank is None and energy is None:
-        raise SpecRefused.one("E-MERGE-010", "rank", "neither rank nor energy is given", "give one of them")
+    _refuse_unbounded(rank, energy)
     row, stacks, ask = asked(plan, rule, weights, density, seed)
     for stack, reduced in _in_order(partial(_reduced, row, ask, rank, energy), stacks, workers):
         yield stack.name, reduced
+
+
+def reduced_differences(
+    plan: MergePlan,
+    base: BaseWeights,
+    written: BaseWeights,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[str, Reduced]]:
+    """The same for a merge that is known by its weights alone: what lies between them and the base's, per module that
+    the plan's parents change. The scale is in it.
+
+    Raises:
+        SpecRefused: neither rank nor energy is given.
+    """
+    _refuse_unbounded(rank, energy)
+    for name in plan.modules:
+        difference = written.weight(name).float() - base.weight(name).float()
+        turned = difference[:, None] if name in plan.vectors else difference.T if plan.transposed else difference
+        with one_thread():
+            yield name, _truncated(plan.updates, name, turned, rank, energy, stream_of("", seed, name))
+
+
+def _refuse_unbounded(rank: int | None, energy: float | None) -> None:
+    if rank is None and energy is None:
+        raise SpecRefused.one("E-MERGE-010", "rank", "neither rank nor energy is given", "give one of them")
+
+
+def _truncated(
+    updates: Sequence[Update], name: str, delta: Tensor, rank: int | None, energy: float | None, seed: int
+) -> Reduced:
+    """A dense change (out, in) by a range finder that starts from the inputs that the parents read."""
+    start = torch.cat([update.inputs_read(name) for update in updates if name in update.modules])
+    most = min(rank or min(delta.shape), *delta.shape)
+    return reduce_dense(delta, most, start=start, energy=energy, seed=seed)
 
 
 def merged(rule: Rule, ask: Ask, stack: Stack) -> Tensor:
@@ -100,11 +138,8 @@ def _reduced(rule: Rule, ask: Ask, rank: int | None, energy: float | None, stack
         if not rule.linear and energy is None and rank is not None and B.shape[1] <= rank:
             return Reduced(B.float(), A.float(), 0.0)  # B is orthonormal; a sum may cancel between its factors
         return reduce_factors(B, A, rank=rank, energy=energy)
-    start = torch.cat([update.inputs_read(stack.name) for update in stack.updates])
-    most = min(rank or min(stack.shape), *stack.shape)
-    return reduce_dense(
-        rule.dense(stack, ask), most, start=start, energy=energy, seed=stream_of("", ask.seed, stack.name)
-    )
+    seed = stream_of("", ask.seed, stack.name)
+    return _truncated(stack.updates, stack.name, rule.dense(stack, ask), rank, energy, seed)
 
 
 def asked(

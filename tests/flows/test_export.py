@@ -80,6 +80,49 @@ def test_a_merge_is_exported_as_an_adapter_that_peft_loads(factory: Any, pair: A
         numpy.testing.assert_allclose(one, other, atol=1e-3)
 
 
+def test_a_merge_that_was_measured_on_rows_is_exported_as_an_adapter_with_its_loss(
+    factory: Any, intent: Any, fleet: Any, tmp_path: Path, at_its_word: None
+) -> None:
+    """The witness is the stored model against the base as the adapters saw it: at full energy nothing is left over."""
+    import torch
+    from safetensors.torch import load_file
+
+    recipe = factory.recipe(
+        "fitted", ["intent:1", "tone:1"], rules=[{"rule": "regmean"}], gates={"min_retention": -9, "min_rows": 30}
+    )
+    assert factory.run("merge", recipe).code == 0
+    lost = {}
+    for words in (("--energy", 1), ("--rank", 4)):
+        out = tmp_path / str(words[1])
+        said = factory.run("--json", "export", "fitted:1", "--format", "adapter", *words, "--out", out)
+        assert said.code == 0, said.err
+        lost[words[0]] = float(json.loads(said.out)["result"]["note"].split()[2].rstrip("%"))
+    assert lost["--energy"] == 0
+    assert 0 < lost["--rank"] < 100
+    adapter, stored = load_file(tmp_path / "1" / "adapter_model.safetensors"), artifact_of(factory, "fitted")
+    weights = load_file(stored / "model.safetensors")
+    base = base_as_the_adapters_saw_it(factory)
+    for key in (key for key in adapter if key.endswith("lora_A.weight")):
+        module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        change = weights[f"{module}.weight"] - base.get_submodule(module).weight.data
+        found = adapter[key.replace("lora_A", "lora_B")] @ adapter[key]
+        assert torch.linalg.norm(found - change) < 1e-3 * torch.linalg.norm(change)
+
+
+def base_as_the_adapters_saw_it(factory: Any) -> Any:
+    """The base in float32, each linear layer of its body through NF4 and back, by bitsandbytes alone."""
+    import torch
+    import transformers
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(factory.base, dtype=torch.float32).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            packed, state = quantize_4bit(module.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4")
+            module.weight.data = dequantize_4bit(packed, state)
+    return model
+
+
 def test_a_merge_is_exported_as_gguf(factory: Any, pair: Any, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     said = factory.run("export", "pair:1", "--format", "gguf", "--out", tmp_path / "pair.gguf")

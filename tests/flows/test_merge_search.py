@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows.merge_gates import general_rows, refuse_tuning_on_acceptance
-from flows.merge_stale import Stale, stale_merges
+from flows.merge_stale import Stale, merged_again, stale_merges
 from tasks.data.examples import Example
 from tasks.errors import DataRefused, SpecRefused
 from tasks.merging.rules import check_rules
@@ -146,3 +146,28 @@ def test_a_refreshed_parent_marks_the_merges_that_contain_it() -> None:
     }
     home = SimpleNamespace(ledger=SimpleNamespace(names=lambda: tuple(champions), champion=champions.get))
     assert stale_merges(home) == (Stale("desk:1", "triage:1", "triage:2"),)  # type: ignore[arg-type]
+
+
+def test_what_contains_a_refreshed_adapter_is_merged_again_with_the_champion(
+    factory: Any, searched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe that is followed again is the version's own, but for the parents."""
+    from flows import merge
+    from flows.wiring import opened
+    from tasks.spec_files import load_merge_spec
+
+    followed: list[MergeSpec] = []
+    monkeypatch.setattr(merge, "merge", lambda path: followed.append(load_merge_spec(path)))
+    with factory.active():
+        home = opened()
+        champions = {"intent": SimpleNamespace(ref="intent:9"), "tone": None}
+        ledger = SimpleNamespace(version=home.ledger.version, champion=champions.__getitem__)
+        other = SimpleNamespace(ledger=ledger, scratch=home.scratch)
+        marks = [Stale("duo:1", "intent:1", "intent:9"), Stale("duo:1", "tone:1", "tone:2")]
+        merged_again(other, marks)  # type: ignore[arg-type]
+    (recipe,) = followed
+    before = load_merge_spec(factory.folder / "duo recipe.yaml")
+    assert recipe.parents == ("intent:9", "tone:1")
+    assert recipe == before.model_copy(update={"parents": recipe.parents})
+    assert factory.litter() == []
+    assert factory.run("merge", "--stale", "--list").code == 0
