@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefect import flow
 
@@ -41,13 +41,8 @@ from tasks.promotion import Decision
 from tasks.spec_files import load_merge_spec
 from tasks.specs import MergeSpec
 
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the adapters alone say about the merge: one line per pair of parents, and the same in plain words."""
-
-    pairs: tuple[Any, ...]
-    summary: str
+if TYPE_CHECKING:
+    from tasks.merging.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -141,10 +136,10 @@ def made(
 
 @cheap
 def foreseen(plan: Planned) -> Forecast:
-    """How far the parents pull the same weights apart, said before anything is merged."""
-    from tasks.merging.overlap import forecast, summary
+    """What the adapters alone foretell, said before anything is merged."""
+    from tasks.merging.forecast import foretold
 
-    pairs = forecast(plan.parents)
-    for line in summary(pairs).splitlines():
+    forecast = foretold(plan.parents)
+    for line in forecast.summary.splitlines():
         voice.say(f"  {line}")
-    return Forecast(pairs, summary(pairs))
+    return forecast

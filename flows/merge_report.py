@@ -24,13 +24,18 @@ def merge_sections(outcome: MergeOutcome) -> list[Section]:
     forecast = Table(
         "Parents, pair by pair", ("first", "second", "sign conflict", "cosine", "norm ratio", "inputs shared"), pairs
     )
+    alone = Table(
+        f"Verdict: {outcome.forecast.verdict}",
+        ("parent", "interference", "agreement"),
+        tuple((p.task, p.interference, p.agreement) for p in outcome.forecast.parents),
+    )
     tried = tuple(
         (name, *(kept[t] for t in tasks), sum(kept.values()) / len(kept), min(kept.values()))
         for name, kept in outcome.tried.items()
     )
     answers = tuple((task, asked, said.strip()) for task, (asked, said) in outcome.answers.items())
     return [
-        Section("Forecast", tuple(outcome.forecast.summary.splitlines()), (forecast,)),
+        Section("Forecast", tuple(outcome.forecast.summary.splitlines()), (forecast, alone), overlap_figures(outcome)),
         Section(
             "Tried",
             ("Share of each expert's gain that is kept, on validation rows.",),
@@ -42,6 +47,22 @@ def merge_sections(outcome: MergeOutcome) -> list[Section]:
         Section("Gates", (outcome.decision.sentence,), (gates_table(outcome.decision),)),
         Section("In a fresh process", (), (Table("Answers", ("task", "request", "answer"), answers),)),
     ]
+
+
+def overlap_figures(outcome: MergeOutcome) -> tuple[Figure, ...]:
+    """Sign conflict and cosine of every pair; none where no two parents meet."""
+    from tasks.figures.merging import parent_overlap
+
+    if not outcome.forecast.pairs:
+        return ()
+    names = [parent.task for parent in outcome.forecast.parents]
+    met = {frozenset((p.first, p.second)): p for p in outcome.forecast.pairs}
+    pairs = [[met.get(frozenset((one, other))) for other in names] for one in names]
+    conflict = [[p.conflict_share if p else 0.0 for p in row] for row in pairs]
+    cosine = [[p.cosine if p else 0.0 for p in row] for row in pairs]
+    image = parent_overlap(names, conflict, cosine, title="How the parents stand to one another")
+    note = f"Read from the adapters alone. Verdict: {outcome.forecast.verdict}."
+    return (Figure(image, note),)
 
 
 def models_table(outcome: MergeOutcome) -> Table:
