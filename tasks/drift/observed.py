@@ -16,8 +16,9 @@ class Observed:
 
     `tokens` are the ids of the base's tokenizer, or empty tuples where it was not at hand. `confidences` are the served
     adapter's own (mean token probability, or largest softmax), None where not logged. `labels` and `outcomes` (0 to 1,
-    graded against ground truth, never against the adapter's answer) are None until they are known. `sources` names the
-    senders, `points` are embeddings (width,) of unit length; both may be left out.
+    graded against ground truth, never against the adapter's answer) are None until they are known. The others may be
+    left out: `sources` names the senders, `points` are embeddings (width,) of unit length, `entropies` (nats) those of
+    the adapter's answers, `perplexities` of the inputs to it, `well_formed` whether an answer has the asked format.
 
     >>> Observed(("hi",), tokens=((7,),), confidences=(0.9,), predictions=("a",), labels=(None,), outcomes=(None,)).rows
     1
@@ -34,10 +35,13 @@ class Observed:
     outcomes: tuple[float | None, ...]
     sources: tuple[str, ...] = ()
     points: tuple[np.ndarray, ...] = field(default=(), compare=False)
+    entropies: tuple[float | None, ...] = ()
+    perplexities: tuple[float | None, ...] = ()
+    well_formed: tuple[bool | None, ...] = ()
 
     def __post_init__(self) -> None:
         columns = {column.name: len(getattr(self, column.name)) for column in fields(self)}
-        for name in ("sources", "points"):
+        for name in ("sources", "points", "entropies", "perplexities", "well_formed"):
             if not getattr(self, name):
                 del columns[name]
         raise_if_any(

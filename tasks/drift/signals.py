@@ -14,8 +14,8 @@ import numpy as np
 from tasks.drift.nearness import Scope, scope_of
 from tasks.drift.observed import Observed
 from tasks.drift.permutation import near_pairs
-from tasks.drift.statistics import STATISTICS, Measured
-from tasks.drift.terms import bags_of, speaks_in_words, terms_of
+from tasks.drift.statistics import STATISTICS, Measured, decile_counts
+from tasks.drift.terms import bags_of, speaks_in_words, terms_of, words
 
 SAMPLED_ROWS = 2500
 LEAST_VALUES = 20
@@ -106,6 +106,21 @@ def _numbers(values: Callable[[Observed], Sequence[float | None]]) -> Callable[.
     return compare
 
 
+def _deciles(values: Callable[[Observed], Sequence[float | None]]) -> Callable[..., Measured | None]:
+    """Numbers as counts between the reference's deciles; None where they are nearly all one value."""
+
+    def compare(
+        pair: Paired, measure: Callable[..., Measured], chance: np.random.Generator, most: int
+    ) -> Measured | None:
+        before, after = finite(values(pair.reference)), finite(values(pair.window))
+        if min(len(before), len(after)) < LEAST_VALUES:
+            return None
+        cells = decile_counts(before, after)
+        return measure(*cells) if len(cells[0]) > 1 else None
+
+    return compare
+
+
 def _mix(values: Callable[[Observed], Sequence[str | None]]) -> Callable[..., Measured | None]:
     def compare(
         pair: Paired, measure: Callable[..., Measured], chance: np.random.Generator, most: int
@@ -120,6 +135,25 @@ def _bags(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator
     if not pair.bags[0].nnz:
         return None
     return Measured(*measure(pair.bags[0], pair.in_window, chance, most=most))
+
+
+def _answers_are_text(pair: Paired) -> bool:
+    """Whether the adapter writes, rather than names a class."""
+    said = named(pair.reference.predictions), named(pair.window.predictions)
+    return min(map(len, said)) >= LEAST_VALUES and mix_of(*said) is None
+
+
+def _answer_lengths(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator, most: int) -> Any:
+    if not _answers_are_text(pair):
+        return None
+    return measure(*([len(text) for text in seen.predictions] for seen in (pair.reference, pair.window)))
+
+
+def _answer_words(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator, most: int) -> Any:
+    if not _answers_are_text(pair):
+        return None
+    bags, _ = bags_of([words(text) for text in pair.sample.predictions])
+    return Measured(*measure(bags, pair.in_window, chance, most=most)) if bags.nnz else None
 
 
 def _points(pair: Paired, measure: Callable[..., Any], chance: np.random.Generator, most: int) -> Measured | None:
@@ -199,6 +233,21 @@ def _confidence_examples(pair: Paired) -> tuple[str, ...]:
         f"mean {before.mean():.2f} -> {after.mean():.2f}",
         *(f"{value:.2f}: {shown(text)}" for value, text in least),
     )
+
+
+def _number_examples(
+    values: Callable[[Observed], Sequence[float | None]], of: Callable[[Observed], Sequence[str]], unit: str
+) -> Callable[[Paired], tuple[str, ...]]:
+    """The medians, then the window's texts with the largest values."""
+
+    def examples(pair: Paired) -> tuple[str, ...]:
+        before, after = finite(values(pair.reference)), finite(values(pair.window))
+        known = [(v, t) for v, t in zip(values(pair.window), of(pair.window), strict=True) if v is not None]
+        most = sorted((one for one in known if math.isfinite(one[0])), key=lambda one: (-one[0], one[1]))[:3]
+        medians = f"median {np.median(before):.3g} -> {np.median(after):.3g} {unit}"
+        return (medians, *(f"{value:.3g}: {shown(text)}" for value, text in most))
+
+    return examples
 
 
 def _mix_examples(values: Callable[[Observed], Sequence[str | None]]) -> Callable[[Paired], tuple[str, ...]]:
@@ -290,6 +339,30 @@ def _labels(seen: Observed) -> Sequence[str | None]:
     return seen.labels
 
 
+def _entropies(seen: Observed) -> Sequence[float | None]:
+    return seen.entropies
+
+
+def _perplexities(seen: Observed) -> Sequence[float | None]:
+    return seen.perplexities
+
+
+def _forms(seen: Observed) -> Sequence[str | None]:
+    return [None if kept is None else "kept" if kept else "broken" for kept in seen.well_formed]
+
+
+def _said_lengths(seen: Observed) -> Sequence[float | None]:
+    return [float(len(text)) for text in seen.predictions]
+
+
+def _inputs(seen: Observed) -> Sequence[str]:
+    return seen.inputs
+
+
+def _said(seen: Observed) -> Sequence[str]:
+    return seen.predictions
+
+
 SIGNALS: tuple[Signal, ...] = (  # the most telling first: a sentence shows the first few that moved
     Signal("labels of near-same inputs", "concept", "pairs", 0.05, _near_same, _relabelled_examples),
     Signal("new labels", "classes", "new_terms", 0.02, _new_labels, _new_label_examples),
@@ -299,8 +372,22 @@ SIGNALS: tuple[Signal, ...] = (  # the most telling first: a sentence shows the 
     Signal("new words", "inputs", "new_terms", 0.03, _bags, _new_word_examples),
     Signal("vocabulary", "inputs", "js_rows", 0.003, _bags, _vocabulary_examples),
     Signal("predicted labels", "answers", "chi2", 0.02, _mix(_answers), _mix_examples(_answers)),
+    Signal("format of answers", "answers", "chi2", 0.02, _mix(_forms), _mix_examples(_forms)),
+    Signal("words of answers", "answers", "mmd", 0.01, _answer_words, lambda pair: ()),
+    Signal(
+        "length of answers", "answers", "ks", 0.1, _answer_lengths, _number_examples(_said_lengths, _said, "characters")
+    ),
     Signal("confidence", "confidence", "ks", 0.1, _numbers(_confidences), _confidence_examples),
+    Signal("entropy", "confidence", "psi", 0.1, _deciles(_entropies), _number_examples(_entropies, _inputs, "nats")),
     Signal("input length", "inputs", "ks", 0.1, _numbers(lengths), _median_examples),
+    Signal(
+        "perplexity",
+        "inputs",
+        "ks",
+        0.1,
+        _numbers(_perplexities),
+        _number_examples(_perplexities, _inputs, "per token"),
+    ),
 )
 
 

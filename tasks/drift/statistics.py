@@ -130,19 +130,6 @@ def chi_square(reference: ArrayLike, window: ArrayLike) -> Measured:
     return Measured(value, float(chi2.sf(((table - expected) ** 2 / expected).sum(), table.shape[1] - 1)))
 
 
-def jensen_shannon(reference: ArrayLike, window: ArrayLike) -> Measured:
-    """Divergence of two count vectors in bits: 0 for equal mixes, 1 for nothing in common.
-
-    >>> jensen_shannon([1, 0], [0, 1]).value
-    1.0
-    """
-    from scipy.special import entr
-
-    p, q = (np.asarray(counts, float) / np.sum(counts) for counts in (reference, window))
-    bits = entr((p + q) / 2).sum() - (entr(p).sum() + entr(q).sum()) / 2
-    return Measured(float(bits / np.log(2)), None)
-
-
 def wilson(mean: float, rows: int, confidence: float) -> tuple[float, float]:
     """Wilson's bounds of a mean of outcomes in [0, 1], each one-sided at `confidence`.
 
@@ -243,8 +230,6 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType({row.name: row for row in
               "mixes", "nats", population_stability),
     Statistic("chi2", "chi-square, rare cells pooled", "Pearson 1900; Cochran 1954",
               "mixes", "of the mix above chance", chi_square),
-    Statistic("js", "Jensen-Shannon divergence", "Lin 1991, IEEE Trans. Inf. Theory 37(1)",
-              "mixes", "bits", jensen_shannon),
     Statistic("fall", "fall of a score", "Newcombe 1998, Stat. Med. 17; Fisher 1935; Welch 1947",
               "outcomes", "score", score_fall),
     Statistic("js_rows", "Jensen-Shannon of term use, permuted", "Lin 1991; Besag & Clifford 1991",

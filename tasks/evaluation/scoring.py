@@ -34,10 +34,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one prompt, and how sure it was: the geometric mean of its tokens' probabilities."""
+    """What a model said to one prompt, and how sure it was: the geometric mean of its tokens' probabilities, and the
+    mean entropy of the distributions (nats) from which tokens or class were taken."""
 
     text: str
     confidence: float
+    entropy: float = 0.0
 
 
 def score(base: Base, model: Any, examples: Sequence[Example], metric: str) -> Scores:
@@ -97,12 +99,35 @@ def answers(base: Base, model: Any, prompts: Sequence[str], *, max_new_tokens: i
         written = out.sequences[:, width:]
         logs = torch.stack([torch.log_softmax(step.float(), -1) for step in out.logits], 1)  # (batch, time, vocabulary)
         sure = logs.gather(2, written[:, :, None])[:, :, 0]  # (batch, time)
+        open_to = -torch.where(logs > -torch.inf, logs * logs.exp(), 0.0).sum(-1)  # (batch, time)
         for line, i in enumerate(batch):
             tokens = written[line].tolist()
             length = tokens.index(base.end_id) + 1 if base.end_id in tokens else len(tokens)
             text = base.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-            said[i] = Answer(text, float(sure[line, :length].mean().exp()))
+            said[i] = Answer(text, float(sure[line, :length].mean().exp()), float(open_to[line, :length].mean()))
     return said
+
+
+def perplexities(base: Base, model: Any, texts: Sequence[str]) -> list[float | None]:
+    """How strange a causal model finds each text: exp of the mean surprise (nats) of its tokens after the first; None
+    for a text of fewer than two tokens."""
+    rows = [Encoded(tuple(ids), ()) for ids in prompt_tokens(base.tokenizer, texts)]
+    found: list[float | None] = [None] * len(rows)
+    model.eval()
+    for batch in _by_length(rows):
+        width = max(len(rows[i].prompt) for i in batch)
+        ids = torch.full((len(batch), width), base.pad_id)
+        for line, i in enumerate(batch):
+            ids[line, : len(rows[i].prompt)] = torch.tensor(rows[i].prompt, dtype=torch.long)
+        mask = torch.arange(width)[None] < torch.tensor([len(rows[i].prompt) for i in batch])[:, None]
+        with torch.no_grad(), base.autocast():
+            logits = model(input_ids=ids.to(base.device), attention_mask=mask.long().to(base.device)).logits
+        logs = torch.log_softmax(logits[:, -width:].float().cpu(), -1)  # virtual tokens stand before the text
+        said = logs[:, :-1].gather(2, ids[:, 1:, None])[:, :, 0]  # (batch, width - 1)
+        for line, i in enumerate(batch):
+            if len(rows[i].prompt) > 1:
+                found[i] = float((-said[line, : len(rows[i].prompt) - 1].mean()).exp())
+    return found
 
 
 def _classes(base: Base, model: Any, prompts: Sequence[str]) -> list[Answer]:
@@ -112,9 +137,11 @@ def _classes(base: Base, model: Any, prompts: Sequence[str]) -> list[Answer]:
     with torch.no_grad(), base.autocast():
         for batch in _by_length(rows):
             inputs, _ = collate(base, [rows[i] for i in batch])
-            sure, index = torch.softmax(model(**inputs).logits.float(), -1).max(-1)
-            for i, p, c in zip(batch, sure.tolist(), index.tolist(), strict=True):
-                said[i] = Answer(base.labels[c], p)
+            chances = torch.softmax(model(**inputs).logits.float(), -1)
+            sure, index = chances.max(-1)
+            open_to = torch.special.entr(chances).sum(-1)
+            for i, p, c, h in zip(batch, sure.tolist(), index.tolist(), open_to.tolist(), strict=True):
+                said[i] = Answer(base.labels[c], p, h)
     return said
 
 

@@ -83,6 +83,11 @@ class RetrainSpec(Spec):
     rate_factor: float = Field(
         0.5, gt=0, le=1, description="Peak rate when continuing from the champion, over training.learning_rate."
     )
+    pull: float = Field(
+        0.0,
+        ge=0,
+        description="Continuing from the champion: each step is followed by min(1, rate * pull) of the way back to it.",
+    )
     cooldown_hours: float = Field(
         24.0, ge=0, description="At most one retrain of a task in this time; each one in vain doubles it."
     )
@@ -91,6 +96,10 @@ class RetrainSpec(Spec):
     )
     fresh_rows: int = Field(1000, ge=50, description="Newest labelled requests that a retrain learns from.")
     daily_budget: int = Field(2, ge=1, description="At most so many retrains of a task in 24 hours.")
+    outdated: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Labels that hold no longer, by the digest of their data. Written by a retrain.",
+    )
 
 
 class AdapterSpec(Spec):

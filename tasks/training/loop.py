@@ -24,6 +24,7 @@ from tasks.methods.build import attached, fresh_adapter, train_only_what_it_says
 from tasks.methods.catalogue import METHODS
 from tasks.methods.targets import HEAD_NAMES
 from tasks.specs import AdapterSpec, TrainingSpec
+from tasks.training.anchor import Anchor
 from tasks.training.base import Base, seeded
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.curve import Curve, Look, Step
@@ -114,6 +115,7 @@ def train_adapter(
         rate = spec.training.learning_rate * (spec.retrain.rate_factor if start else 1.0)
         optimizer = _optimizer(model, spec.training, base, rate, METHODS[spec.method.name].b_rate)
         rates = [group["lr"] for group in optimizer.param_groups]
+        anchor = Anchor(optimizer, spec.retrain.pull) if start and spec.retrain.pull else None
         answer = answer_logits_of(base, model, rows[:2])
         look_at = {round((i + 1) * len(batches) / spec.training.validations) for i in range(spec.training.validations)}
         saved = checkpoints.newest() if checkpoints else None
@@ -178,6 +180,8 @@ def train_adapter(
             record = Step(number, loss, rates[0] * factor, norm, seen, state.seconds)
             if math.isfinite(loss) and math.isfinite(norm):
                 optimizer.step()
+                if anchor:
+                    anchor.draw_back()
             optimizer.zero_grad(set_to_none=True)
             state.note_chance(base.device)
             state.step, state.tokens, state.padded = number, state.tokens + seen, state.padded + width

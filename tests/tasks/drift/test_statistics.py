@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2_contingency, fisher_exact, ks_2samp
 
 from tasks.drift.statistics import (
@@ -16,7 +15,6 @@ from tasks.drift.statistics import (
     chi_square,
     decile_counts,
     holm,
-    jensen_shannon,
     kolmogorov_smirnov,
     pooled_cells,
     population_stability,
@@ -116,13 +114,6 @@ def test_the_effect_of_chi_square_is_about_zero_when_nothing_moved_and_about_the
     loud = [chi_square(chance.multinomial(2000, mix), chance.multinomial(300, moved)).value for _ in range(200)]
     assert abs(np.mean(quiet)) < 0.01
     assert 0.2 < np.mean(loud) < 0.3
-
-
-@given(COUNTS)
-@settings(max_examples=60, deadline=None)
-def test_jensen_shannon_is_scipys_distance_squared(cells: list[tuple[int, int]]) -> None:
-    before, after = np.array(cells).T
-    assert jensen_shannon(before, after).value == pytest.approx(jensenshannon(before, after, base=2) ** 2, abs=1e-9)
 
 
 def test_wilsons_bounds_solve_the_score_equation() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tasks.data.examples import Example
-from tasks.evaluation.scoring import answers, score
+from tasks.evaluation.scoring import answers, perplexities, score
 from tasks.methods.build import attached
 from tasks.specs import BaseSpec
 from tasks.training.base import Base, load_base
@@ -175,3 +175,39 @@ def test_a_score_counts_every_row(base: Base, make_rows: Make) -> None:
     found = score(base, base.model, examples, "token_accuracy")
     assert (found.n, len(found.keys)) == (70, 70)
     assert found.mean == pytest.approx(sum(found.outcomes) / 70)
+
+
+def test_an_entropy_is_that_of_the_distributions_from_which_the_answer_was_taken(
+    base: Base, model: Any, classifier: Base, class_adapter: Path, make_rows: Make
+) -> None:
+    for example in make_rows("generation", 4, 8):
+        (said,) = answers(base, model, [example.input], max_new_tokens=6)
+        (row,) = encode(base, [example])
+        ids, found = list(row.prompt), []
+        for token in greedy(base, model, row.prompt, 6):
+            with torch.no_grad():
+                chances = torch.softmax(model(torch.tensor([ids])).logits[0, -1], -1).tolist()
+            found.append(-sum(p * math.log(p) for p in chances if p > 0))
+            ids.append(token)
+        assert said.entropy == pytest.approx(sum(found) / len(found), rel=1e-3)
+    with attached(classifier, class_adapter) as sorts:
+        (said,) = answers(classifier, sorts, [make_rows("classification", 1, 8)[0].input])
+    assert 0 < said.entropy < math.log(len(LABELS))
+    assert (
+        said.entropy
+        < -said.confidence * math.log(said.confidence)
+        + (1 - said.confidence) * math.log(2 / (1 - said.confidence))
+        + 1e-4
+    )  # the most that is left open where the others share the rest
+
+
+def test_a_perplexity_is_the_exponential_of_the_loss_that_the_model_itself_states(
+    base: Base, model: Any, make_rows: Make
+) -> None:
+    texts = [example.input for example in make_rows("generation", 6, 9)] + ["ba be bi " * 9]
+    for text, found in zip(texts, perplexities(base, model, texts), strict=True):
+        ids = torch.tensor([encode(base, [Example("0", text, "", 0)])[0].prompt])
+        with torch.no_grad():
+            loss = float(model(input_ids=ids, labels=ids).loss)
+        assert found == pytest.approx(math.exp(loss), rel=1e-3)
+    assert perplexities(base, model, [""])[0] is None
