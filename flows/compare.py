@@ -8,11 +8,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.learn import Slice, planned, scored, settled, slice_of, threads, trained
+from flows.learn import Slice, planned, scored, settled, slice_of, threads
 from flows.policy import on_gpu
 from flows.progress import voice
 from flows.publish import publish_comparison
 from flows.report import Bytes, Seconds, Share, Table
+from flows.teach import trained
 from flows.validate import identified, validated
 from flows.wiring import opened
 from registry.records import EvaluationRecord

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.learn import datasets_of
+from flows.validate import base_folder, remembered_dataset
 from flows.wiring import Home
 from registry.curves import Points, recorded_points
-from tasks.errors import SpecRefused
+from registry.records import VersionRecord
+from tasks.errors import FactoryError, SpecRefused
+from tasks.planning import shapes_of
+from tasks.specs import AdapterSpec
 from tasks.training.curve import Curve, Look, Step
-from tasks.training.diagnosis import Finding, diagnose
+from tasks.training.diagnosis import Finding, Reach, diagnose
 from tasks.training.foreign import read_trainer_state
+from tasks.training.recipe import reach_of
 
 QUIET = ("no drift", "not enough data")
 
@@ -37,7 +43,7 @@ def reading_of(home: Home, source: str, out: Path | None = None) -> Reading:
     """
     from flows.publish import curve_figure
 
-    path = Path(source)
+    path, reach = Path(source), None
     if path.exists():
         name, curve, ref = path.name, read_trainer_state(path), ""
     else:
@@ -47,14 +53,25 @@ def reading_of(home: Home, source: str, out: Path | None = None) -> Reading:
             if version.run is None:
                 wrong = "was made without a run of its own"
                 raise SpecRefused.one("E-SPEC-040", version.ref, wrong, "name an adapter that was trained")
-            run, ref = version.run, version.ref
+            run, ref, reach = version.run, version.ref, known_reach(home, version)
         told, points = recorded_points(home.tracker, run)
         name, curve = ref or told, curve_of(points)
-    findings = (*diagnose(curve), *(shifts(home, ref) if ref else ()))
+    findings = (*diagnose(curve, reach=reach), *(shifts(home, ref) if ref else ()))
     figure = out or home.settings.home / "reports" / f"curve-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.svg"
     figure.parent.mkdir(parents=True, exist_ok=True)
     figure.write_bytes(curve_figure(name, curve, findings))
     return Reading(name, curve, findings, figure)
+
+
+def known_reach(home: Home, version: VersionRecord) -> Reach | None:
+    """What the adapter could change, where its base is still to be had."""
+    spec = AdapterSpec.model_validate(version.spec)
+    try:
+        shapes = shapes_of(base_folder(spec.base))
+    except (FactoryError, OSError):
+        return None
+    rows = sum(remembered_dataset(home, digest).record.counts.get("train", 0) for digest in datasets_of(version)[:1])
+    return reach_of(spec, shapes, rows)
 
 
 def shifts(home: Home, ref: str) -> list[Finding]:
@@ -68,13 +85,14 @@ def shifts(home: Home, ref: str) -> list[Finding]:
 
 
 def curve_of(points: Points) -> Curve:
-    """A curve from the metric points that `flows.learn.trained` writes."""
+    """A curve from the metric points that `flows.teach.trained` writes."""
     losses, rates, norms = (dict(points.get(name, ())) for name in ("loss", "rate", "grad_norm"))
     steps = tuple(
         Step(step, loss, rates.get(step, math.nan), norms.get(step, math.nan), 0, 0.0)
         for step, loss in sorted(losses.items())
     )
-    looks = tuple(Look(step, loss) for step, loss in points.get("validation_loss", ()))
+    scores = dict(points.get("validation_score", ()))
+    looks = tuple(Look(step, loss, scores.get(step)) for step, loss in points.get("validation_loss", ()))
     start = first_of(points, "start_validation_loss")
     return Curve(steps, looks, max(losses, default=0), start)
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flows.learn import Candidate, Slice, Unfit, plan_run, scored, trained
+from flows.learn import Candidate, Slice, plan_run, scored
 from flows.progress import voice
 from flows.resuming import Workplace
+from flows.teach import Unfit, trained
 from flows.validate import Dataset, base_folder
 from flows.wiring import Home
 from tasks.data.examples import Example

@@ -44,7 +44,8 @@ class Parent(NamedTuple):
     """One edge of the lineage: what the thing was made from, and as what.
 
     Roles in use: dataset, replay, window (of a data set); parent (merged from), previous (the champion that it was
-    retrained to replace), start (trained on from). The edges to base and code are drawn by the ledger.
+    retrained to replace), start (trained on from), trimmed (cut to a smaller rank). The edges to base and code are
+    drawn by the ledger.
     """
 
     role: str

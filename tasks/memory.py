@@ -13,14 +13,16 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+from tasks.activations import Step, held
 from tasks.errors import ArtifactRefused, Problem, SpecRefused
-from tasks.methods.catalogue import trainable_parameters
+from tasks.methods.catalogue import EXTRA, METHODS, trainable_parameters
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import AdapterSpec
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 MAX_HEADER_BYTES = 100_000_000
 GIB = 1024**3
+BEFORE_THE_RUN = ("weights", "cuda context")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         return sum(self.causes.values())
+
+    @property
+    def above_base(self) -> Mapping[str, int]:
+        """What a run takes beside the loaded base, by cause."""
+        return {cause: size for cause, size in self.causes.items() if cause not in BEFORE_THE_RUN}
 
     @property
     def fits(self) -> bool:
@@ -99,7 +106,15 @@ def nf4_bytes(parameters: int, *, double_quant: bool = True, block: int = 64, se
 
 
 def plan_memory(
-    spec: AdapterSpec, shapes: Shapes, *, available_bytes: int, longest_tokens: int, on_gpu: bool, half: bool
+    spec: AdapterSpec,
+    shapes: Shapes,
+    *,
+    available_bytes: int,
+    longest_tokens: int,
+    on_gpu: bool,
+    half: bool,
+    longest_answer: int | None = None,
+    correction: float = 1.0,
 ) -> MemoryPlan:
     """The peak of a training run by cause.
 
@@ -107,6 +122,8 @@ def plan_memory(
         longest_tokens: tokens of the longest row.
         on_gpu: count the CUDA context and its fragmentation.
         half: the matrix products run in 16 bit.
+        longest_answer: tokens of the longest completion; all of the row where it is not known.
+        correction: measured over planned bytes above the base, as earlier runs showed.
 
     Raises:
         SpecRefused: the method does not fit the base's modules.
@@ -116,7 +133,12 @@ def plan_memory(
         trainable += int(shapes.config.get("hidden_size", 768)) * max(len(spec.data.labels), 2)
 
     def causes_of(changed: AdapterSpec) -> dict[str, int]:
-        return _causes(changed, shapes, trainable, longest_tokens=longest_tokens, on_gpu=on_gpu, half=half)
+        step = _step_of(changed, shapes, longest_tokens, longest_answer or longest_tokens, on_gpu, half)
+        found = _causes(changed, shapes, trainable, step)
+        if correction != 1:
+            above = sum(size for cause, size in found.items() if cause not in BEFORE_THE_RUN)
+            found["learned correction"] = round((correction - 1) * above)
+        return found
 
     causes = causes_of(spec)
     remedies: tuple[str, ...] = ()
@@ -157,43 +179,36 @@ def _rows_at_once(spec: AdapterSpec) -> int:
     return min(spec.training.micro_batch or spec.training.batch_size, spec.training.batch_size)
 
 
-def _causes(
-    spec: AdapterSpec, shapes: Shapes, trainable: int, *, longest_tokens: int, on_gpu: bool, half: bool
-) -> dict[str, int]:
+def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gpu: bool, half: bool) -> Step:
+    row = METHODS[spec.method.name]
+    chosen = chosen_targets(shapes.linear, spec.method) if row.takes_targets else {}
+    inputs = sum(into for _, into in chosen.values())
+    return Step(_rows_at_once(spec), tokens, min(answers, tokens), inputs, len(chosen), on_gpu, half)
+
+
+def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:
     """Bytes of a run by cause."""
-    hidden = int(shapes.config.get("hidden_size", 768))
-    inner = int(shapes.config.get("intermediate_size", 4 * hidden))
-    layers = int(shapes.config.get("num_hidden_layers", 12))
-    vocabulary = int(shapes.config.get("vocab_size", 32_000))
-    tokens = _rows_at_once(spec) * longest_tokens
-    width = 2 if half else 4
-    linear = sum(rows * columns for rows, columns in shapes.linear.values())
+    sizes = [rows * columns for rows, columns in shapes.linear.values()]
+    causes = {"weights": shapes.parameters * step.width}
     if spec.base.quantization == "nf4":
-        weights = nf4_bytes(linear, double_quant=spec.base.double_quant) + shapes.other_parameters * width
-        weights += (
-            max((rows * columns for rows, columns in shapes.linear.values()), default=0) * width
-        )  # one layer, dense
-    else:
-        weights = shapes.parameters * width
-    # kept for the backward pass, per token and layer: inputs of the projections, attention's q, k, v, o, the gated
-    # MLP's two branches and their product, and the rank-r activations of the adapter
-    per_layer = (8 * hidden + 4 * inner) * width + 4 * spec.method.rank * 7
-    kept_layers = 1 if spec.training.gradient_checkpointing else layers
-    activations = tokens * (per_layer * kept_layers + (hidden * width * layers if kept_layers == 1 else 0))
-    outputs = tokens * vocabulary * (4 + width) if spec.kind == "generation" else 0
-    own_width = width if spec.method.name == "full" else 4  # a full run trains the weights as they are held
-    eight_bit = spec.training.optimizer == "paged_adamw_8bit" or (spec.training.optimizer == "auto" and on_gpu)
-    causes = {
-        "weights": weights,
+        packed = nf4_bytes(sum(sizes), double_quant=spec.base.double_quant)
+        causes["weights"] = packed + shapes.other_parameters * step.width
+        causes["dequantised layer"] = max(sizes, default=0) * step.width
+    own_width = step.width if spec.method.name == "full" else 4  # a full run trains the weights as they are held
+    wants_8_bit = spec.training.optimizer == "paged_adamw_8bit"
+    eight_bit = wants_8_bit or (spec.training.optimizer == "auto" and step.on_gpu)
+    whole = METHODS[spec.method.name].family == EXTRA
+    causes |= {
         "adapter": 0 if spec.method.name == "full" else trainable * 4,
         "gradients": trainable * own_width,
         "optimizer": trainable * (2 if eight_bit else 8),
-        "activations": activations,
-        "outputs": outputs,
+        # in the host's memory; with the base's own weights, where they are what is trained, to be put back
+        "best so far": 0 if step.on_gpu else trainable * own_width * (2 if whole else 1),
     }
-    if on_gpu:
+    causes |= held(spec, shapes.config, step)
+    if step.on_gpu:
         causes["cuda context"] = GIB // 2
-        causes["fragmentation"] = (activations + outputs) // 10
+        causes["fragmentation"] = (causes["activations"] + causes["outputs"]) // 10
     return causes
 
 

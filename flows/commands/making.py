@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.speaking import SpecPath, app, ready, tell
+from flows.commands.speaking import Ref, SpecPath, app, ready, tell
 
 
 def check_adapter_specs(*paths: str) -> None:
@@ -24,12 +24,19 @@ def check_adapter_specs(*paths: str) -> None:
     raise_if_any(SpecRefused, found)
 
 
-def check_data(path: str) -> None:
-    """Refuse at once what can be seen of a bad data set without Great Expectations and Prefect."""
+def check_data(*paths: str) -> None:
+    """Refuse at once, for all specs together, what can be seen of bad data without Great Expectations and Prefect."""
     from tasks.data.early import refuse_early
+    from tasks.errors import DataRefused, Problem, raise_if_any
     from tasks.spec_files import load_adapter_spec
 
-    refuse_early(load_adapter_spec(path))
+    found: list[Problem] = []
+    for path in paths:
+        try:
+            refuse_early(load_adapter_spec(path))
+        except DataRefused as refused:
+            found += refused.problems
+    raise_if_any(DataRefused, found)
 
 
 def check_recipe(path: str) -> None:
@@ -163,6 +170,7 @@ def fleet(
     Example: `factory fleet examples/quickstart/*.yaml`
     """
     check_adapter_specs(*specs)
+    check_data(*specs)
     ready()
     from flows.fleet import fleet as flow
     from flows.fleet import refuse_unless_all_passed
@@ -205,6 +213,23 @@ def compare(
         ) from None
     table = flow(spec, methods.split(",") if methods else None, numbers, seeds)
     tell(table, table)
+
+
+@app.command()
+def trim(
+    adapter: Ref,
+    energy: Annotated[float, typer.Option(min=0.5, max=1, help="Share of every module's squared norm to keep.")] = 0.99,
+) -> None:
+    """Cut an adapter to the smallest rank that keeps its update, judge it again and register it beside its parent.
+
+    Example: `factory trim triage@champion --energy 0.99`
+    """
+    ready()
+    from flows.trim import trim as flow
+
+    done = flow(adapter, energy)
+    scores = f"{done.scores.metric} {done.scores.score:.3f}, {done.parent.ref} {done.parent_scores.score:.3f}"
+    tell(done, f"{done.version.ref}: rank {done.rank} of {done.parent_rank}, {done.lost:.2%} cut off; {scores}")
 
 
 @app.command()

@@ -35,6 +35,7 @@ def inspect(
     adapter: Ref,
     energy: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the update that a rank must keep.")] = 0.99,
     against: Annotated[str | None, typer.Option(help="Another adapter of the same base: phi by module.")] = None,
+    out: Annotated[str | None, typer.Option(help="Where to write the figure of the norms (SVG).")] = None,
 ) -> None:
     """What an adapter changes: norm, effective rank and amplification by module, and whether a smaller rank would do.
 
@@ -44,5 +45,5 @@ def inspect(
     from flows.inspect import inside_of, look_table
     from flows.wiring import opened
 
-    look = inside_of(opened(), adapter, energy, against)
-    tell(look, look_table(look, energy), *look.advice)
+    look = inside_of(opened(), adapter, energy, against, Path(out) if out else None)
+    tell(look, look_table(look, energy), *look.advice, f"figure: {look.figure}")

@@ -99,7 +99,7 @@ def own_method(model: Any, settings: Mapping[str, Any], device: torch.device) ->
             hooks.append(model.get_submodule(name).register_forward_hook(_behind(bottlenecks[place])))
         for name, parameter in model.named_parameters():
             if name in settings["trains"]:
-                before[name] = parameter.detach().clone()
+                before[name] = parameter.detach().to("cpu", copy=True)
                 parameter.requires_grad_(True)
         lent.eval()
         yield lent

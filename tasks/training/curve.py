@@ -21,10 +21,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Look:
-    """One reading of the validation loss, after `step` steps."""
+    """One reading of the validation rows, after `step` steps. `score` is the share of learned tokens (or classes) that
+    are the likeliest; None in curves from elsewhere."""
 
     step: int
     loss: float
+    score: float | None = None
 
 
 @dataclass(frozen=True)

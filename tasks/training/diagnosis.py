@@ -1,15 +1,37 @@
-"""A run's curve, read: what happened, the figures that say so, and what to change."""
+"""A run's curve, read: what happened, the figures and the span of steps that say so, and what to change.
+
+The thresholds were set on the planted runs of `benchmarks/diagnosis.py` that are not held out there.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tasks.training.curve import Curve
+from tasks.training.curve import Curve, Look
 
 NOT_A_NUMBER = "halve the learning rate; look at the rows of that step"
+GOOD_SCORE = 0.9  # share of right answers from which a run has nothing to explain
+FLAT_GAIN, FLAT_SHARE = 0.05, 0.5  # so little of the loss in so much of the run is a plateau
+LOW_RANK, NARROW = 0.5, 0.5  # below this share of the usual rank, of the linear weights
+SPIKE_NATS, SPIKE_SHARE = 1.5, 0.5  # above the median of its neighbours: in all, and of that median
+GAP = 0.3  # training loss over validation loss below which rows are known by heart
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What an adapter can change at all, beside what is usual for its data.
+
+    Attributes:
+        rank, usual_rank: as given, and as the recipe would choose it; equal where a method has no rank.
+        adapted_share: of the weights of the base's linear layers, those whose layer has an adapter.
+    """
+
+    rank: int
+    usual_rank: int
+    adapted_share: float
 
 
 @dataclass(frozen=True)
@@ -26,61 +48,160 @@ class Finding:
         return f"{self.cause}: {self.evidence}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-def diagnose(curve: Curve, change: float | None = None) -> tuple[Finding, ...]:
+def diagnose(curve: Curve, change: float | None = None, reach: Reach | None = None) -> tuple[Finding, ...]:
     """What a curve says, worst first; never empty.
 
     Args:
         change: largest difference between the answers after and before the run; 0 is fatal.
+        reach: what the adapter can change; without it a limit of the adapter is told as a plateau.
 
     The loss of a step is noisy, so beginnings and ends are medians over a tenth of the steps (at least three). A rate
     that is far too high has ruined the adapter by then: the loss before the first step is held against the end too.
     """
+    if (broken := _broken(curve, change)) is not None:
+        return (broken,)
     losses = [step.loss for step in curve.steps]
-    norms = [step.grad_norm for step in curve.steps]
-    if not losses:
-        return (Finding("no steps", "the run ended before its first step", "give it rows", fatal=True),)
-    norms_known = len(norms) == 1 or not all(
-        map(math.isnan, norms)
-    )  # one from elsewhere may have none; ours ends at a NaN
-    broken = (s for s in curve.steps if not (math.isfinite(s.loss) and (math.isfinite(s.grad_norm) or not norms_known)))
-    if bad := next(broken, None):
-        evidence = f"loss {bad.loss:.3g}, gradient norm {bad.grad_norm:.3g} at step {bad.step}"
-        return (Finding("not a number", evidence, NOT_A_NUMBER, fatal=True),)
-    if blind := next((look for look in curve.looks if not math.isfinite(look.loss)), None):
-        evidence = f"validation loss {blind.loss:.3g} at step {blind.step}"
-        return (Finding("not a number", evidence, NOT_A_NUMBER, fatal=True),)
-    if norms_known and max(norms) == 0:
-        remedy = "check that completions are not empty"
-        return (Finding("no gradient", "its norm is 0 at every step", remedy, fatal=True),)
-    if change == 0:
-        evidence = f"after {len(losses)} steps every answer is what it was before the first"
-        return (
-            Finding("identical to the base", evidence, "raise the learning rate, or adapt other modules", fatal=True),
-        )
     span = max(3, len(losses) // 10)
     first, last, lowest = _median(losses[:span]), _median(losses[-span:]), min(_rolling(losses, span))
     untouched = first if curve.start_loss is None else min(first, curve.start_loss)
     findings = []
-    if last > 1.5 * untouched or (last > 2 * lowest + 0.1 and last > 0.5 * first):
-        evidence = f"loss {untouched:.3f} at the start, {lowest:.3f} at best, {last:.3f} at the end"
-        findings.append(Finding("diverged", evidence, "lower the learning rate by 3", fatal=last > 1.5 * untouched))
-    elif last > 0.97 * first:
+    highest = max(_rolling(losses, 3))
+    lost = last > 2 * lowest + 0.1 and last > 0.5 * first
+    if curve.looks:
+        lost = last > 1.2 * lowest + 0.05 and _lost_on_validation(curve) and not _good(curve)
+    origin = losses[0] if curve.start_loss is None else curve.start_loss
+    thrown = highest > 1.3 * origin and highest > origin + SPIKE_NATS and not _good(curve)
+    if last > 1.5 * untouched or lost or thrown:
+        seen = f"{untouched:.3f} at the start, {highest:.3f} at worst, {lowest:.3f} at best, {last:.3f} at the end"
+        remedy = "lower the learning rate by 3"
+        findings.append(Finding("diverged", f"loss {seen}", remedy, fatal=last > 1.5 * untouched))
+    elif last > 0.97 * first and not _good(curve):
         evidence = f"training loss went from {first:.3f} to {last:.3f} in {len(losses)} steps"
         findings.append(Finding("did not move", evidence, "raise the learning rate by 3, or adapt more modules"))
-    if curve.looks and (best := curve.best) is not None:
-        final = curve.looks[-1]
-        if final.loss > 1.05 * best.loss + 0.01 and best.step < final.step and last < first:
-            rise = f"from {best.loss:.3f} at step {best.step} to {final.loss:.3f} at {final.step}"
-            remedy = "the adapter of the best step is kept; fewer steps or more dropout"
-            findings.append(Finding("overfit", f"validation loss rose {rise}", remedy))
-        elif _still_falling([look.loss for look in curve.looks]):
-            before = curve.looks[-2]
-            evidence = f"validation loss still fell from {before.loss:.3f} to {final.loss:.3f} at the end"
-            findings.append(Finding("still improving", evidence, "more steps would help"))
+    else:
+        findings += _spikes(curve)
+    overfit = _overfit(curve)
+    findings += overfit
+    if not findings:
+        findings += _limits(curve, first, last, reach)
+    if not overfit and _still_falling([look.loss for look in curve.looks]):
+        before, final = curve.looks[-2:]
+        evidence = (
+            f"validation loss still fell from {before.loss:.3f} at step {before.step} to {final.loss:.3f} at the end"
+        )
+        findings.append(Finding("still improving", evidence, "more steps would help"))
     if not findings:
         loss = f", validation loss {curve.best.loss:.3f} at step {curve.best.step}" if curve.best else ""
         findings.append(Finding("healthy", f"training loss fell from {first:.3f} to {last:.3f}{loss}", ""))
     return tuple(findings)
+
+
+def _broken(curve: Curve, change: float | None) -> Finding | None:
+    """What ends the reading at once: there is nothing to keep."""
+    losses = [step.loss for step in curve.steps]
+    norms = [step.grad_norm for step in curve.steps]
+    if not losses:
+        return Finding("no steps", "the run ended before its first step", "give it rows", fatal=True)
+    norms_known = len(norms) == 1 or not all(map(math.isnan, norms))  # one from elsewhere may have none
+    for step in curve.steps:
+        if not (math.isfinite(step.loss) and (math.isfinite(step.grad_norm) or not norms_known)):
+            evidence = f"loss {step.loss:.3g}, gradient norm {step.grad_norm:.3g} at step {step.step}"
+            return Finding("not a number", evidence, NOT_A_NUMBER, fatal=True)
+    if blind := next((look for look in curve.looks if not math.isfinite(look.loss)), None):
+        evidence = f"validation loss {blind.loss:.3g} at step {blind.step}"
+        return Finding("not a number", evidence, NOT_A_NUMBER, fatal=True)
+    if norms_known and max(norms) == 0:
+        span = f"at every step from {curve.steps[0].step} to {curve.steps[-1].step}"
+        if max(losses) == 0:
+            remedy = "check that completions are not empty"
+            return Finding(
+                "nothing to learn", f"loss and gradient are 0 {span}: every label is masked", remedy, fatal=True
+            )
+        return Finding("no gradient", f"its norm is 0 {span}", "adapt other modules, or start afresh", fatal=True)
+    if change == 0:
+        evidence = f"after {len(losses)} steps every answer is what it was before the first"
+        return Finding("identical to the base", evidence, "raise the learning rate, or adapt other modules", fatal=True)
+    return None
+
+
+def _spikes(curve: Curve) -> Iterator[Finding]:
+    """Steps whose loss stands far above that of the steps around them, after the first fifth."""
+    losses, near = [step.loss for step in curve.steps], 5
+    wild = []
+    for i in range(max(near, len(losses) // 5), len(losses)):
+        around = losses[max(0, i - near) : i] + losses[i + 1 : i + 1 + near]
+        usual = _median(around)
+        if losses[i] > usual + SPIKE_NATS + SPIKE_SHARE * usual:
+            wild.append((curve.steps[i], usual))
+    if wild:
+        (worst, usual) = max(wild, key=lambda pair: pair[0].loss)
+        told = f"{len(wild)} between steps {wild[0][0].step} and {wild[-1][0].step}, the highest {worst.loss:.3f}"
+        evidence = f"{told} at step {worst.step} where {usual:.3f} is usual"
+        yield Finding("spiked", evidence, "look at the rows of those steps; clip the gradient lower, or lower the rate")
+
+
+def _overfit(curve: Curve) -> list[Finding]:
+    """The validation loss rose from its best while the training loss fell on, or stays far above it."""
+    best = curve.best
+    if best is None:
+        return []
+    remedy = "the adapter of the best step is kept; fewer steps or more dropout"
+    final, start = curve.looks[-1], curve.start_loss or curve.looks[0].loss
+    before, after = _around(curve, best.step), _around(curve, final.step)
+    rises = final.loss > 1.1 * best.loss + 0.02 * start
+    if best.step < final.step and rises and after < before:
+        rise = f"from {best.loss:.3f} at step {best.step} to {final.loss:.3f} at {final.step}"
+        falls = f" while training loss went from {before:.3f} to {after:.3f}"
+        return [Finding("overfit", f"validation loss rose {rise}{falls}", remedy)]
+    if final.score is not None and not _good(curve) and after < GAP * final.loss:
+        gap = f"training loss is {after:.3f} at step {final.step}, validation loss {final.loss:.3f}"
+        return [Finding("overfit", f"{gap}, {final.score:.0%} right", remedy)]
+    return []
+
+
+def _limits(curve: Curve, first: float, last: float, reach: Reach | None) -> Iterator[Finding]:
+    """A run that ends with mediocre answers: the adapter's rank or its layers bind it, or it has stopped for long."""
+    if _good(curve):
+        return
+    scores = [look.score for look in curve.looks if look.score is not None]
+    score = f" and {scores[-1]:.0%} right on validation rows" if scores else ""
+    ends = f"training loss {last:.3f}{score} at step {curve.steps[-1].step}"
+    since = _flat_since(curve.looks)
+    stuck = since is not None and since.step <= FLAT_SHARE * curve.steps[-1].step
+    told = f"{ends}, validation loss flat from step {since.step}" if since is not None and stuck else ends
+    if scores and reach and reach.rank < LOW_RANK * reach.usual_rank:
+        remedy = "double the rank, alpha with it"
+        yield Finding("rank too low", f"{told}, at rank {reach.rank} where {reach.usual_rank} is usual", remedy)
+    elif scores and reach and reach.adapted_share < NARROW:
+        evidence = f"{told}, with adapters on {reach.adapted_share:.0%} of the linear weights at rank {reach.rank}"
+        yield Finding("wrong layers", evidence, "adapt all linear layers")
+    elif stuck and last > FLAT_GAIN * first:
+        yield Finding("plateau", told, "fewer steps do as well; for more: a lower rate, cleaner labels, a larger rank")
+
+
+def _flat_since(looks: Sequence[Look]) -> Look | None:
+    """The first look from which on the validation loss has hardly fallen, if two or more follow it."""
+    for i, look in enumerate(looks[:-2]):
+        if min(later.loss for later in looks[i + 1 :]) > (1 - FLAT_GAIN) * look.loss:
+            return look
+    return None
+
+
+def _good(curve: Curve) -> bool:
+    """Whether the last answers on validation rows are known to be right, nearly all."""
+    return bool(curve.looks) and (curve.looks[-1].score or 0.0) >= GOOD_SCORE
+
+
+def _lost_on_validation(curve: Curve) -> bool:
+    """Whether the validation rows lost much of what they had gained."""
+    return curve.best is not None and curve.looks[-1].loss > 1.25 * curve.best.loss
+
+
+def _around(curve: Curve, step: int) -> float:
+    """Median training loss of the tenth of the run that ends at a step."""
+    span = max(3, len(curve.steps) // 10)
+    near = [s.loss for s in curve.steps if step - span < s.step <= step]
+    return _median(near or [curve.steps[0].loss])
 
 
 def _still_falling(looks: Sequence[float]) -> bool:

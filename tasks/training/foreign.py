@@ -12,12 +12,14 @@ from tasks.training.curve import Curve, Look, Step
 
 STATE_FILE = "trainer_state.json"
 LARGEST_BYTES = 200_000_000
+SCORES = ("eval_accuracy", "eval_mean_token_accuracy")  # as examples of Trainer and SFTTrainer name them
 
 
 def read_trainer_state(path: Path) -> Curve:
     """The curve in a `trainer_state.json`, or in the newest one under a folder of checkpoints.
 
-    Entries of `log_history` with a `loss` are steps, those with an `eval_loss` are looks at the validation rows. What
+    Entries of `log_history` with a `loss` are steps, those with an `eval_loss` are looks at the validation rows (with
+    their accuracy, if it was logged). What
     was not logged (an older Trainer has no gradient norm) is not a number here and is left out of the reading.
 
     Raises:
@@ -45,7 +47,13 @@ def read_trainer_state(path: Path) -> Curve:
             for entry in history
             if "loss" in entry
         )
-        looks = tuple(Look(entry["step"], _number(entry["eval_loss"])) for entry in history if "eval_loss" in entry)
+        looks = tuple(
+            Look(
+                entry["step"], _number(entry["eval_loss"]), next((float(entry[n]) for n in SCORES if n in entry), None)
+            )
+            for entry in history
+            if "eval_loss" in entry
+        )
         planned = int(told.get("max_steps") or max((step.step for step in steps), default=0))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         wrong = f"is no {STATE_FILE}: {type(error).__name__} {error}"[:200]

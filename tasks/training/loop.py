@@ -28,13 +28,13 @@ from tasks.training.anchor import Anchor
 from tasks.training.base import Base, seeded
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.curve import Curve, Look, Step
-from tasks.training.encoding import Encoded, collate, encode, length_grouped
+from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped
 from tasks.training.head import start_head_from_class_means
 from tasks.training.interruption import Stopped
-from tasks.training.losses import answer_logits_of, summed_loss, validation_loss
+from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, summed_loss, validation_reading
 from tasks.training.lowrank import compute_in_few_passes
-from tasks.training.peak import Peak
-from tasks.training.state import RunState
+from tasks.training.peak import Peak, hand_back_what_is_freed
+from tasks.training.state import RunState, trained_tensors
 
 PROBED_ROWS = 8
 
@@ -105,6 +105,8 @@ def train_adapter(
     rows, held_out = encode(base, train), encode(base, validation)
     batches = _batches(spec, rows)
     lent = attached(base, start, trainable=True) if start else fresh_adapter(base, spec.method, spec.seed)
+    if base.device.type == "cpu":
+        hand_back_what_is_freed()
     began, memory = clock(), Peak.begun(base.device)
     with lent as model, seeded(base.device, spec.seed), _recomputing(model, spec.training):
         train_only_what_it_says(model, spec.method)
@@ -118,13 +120,18 @@ def train_adapter(
         anchor = Anchor(optimizer, spec.retrain.pull) if start and spec.retrain.pull else None
         answer = answer_logits_of(base, model, rows[:2])
         look_at = {round((i + 1) * len(batches) / spec.training.validations) for i in range(spec.training.validations)}
+
+        def reading(state: RunState) -> tuple[float, float]:
+            at_once = min(EVALUATION_BATCH, state.micro_batch or spec.training.batch_size)
+            return validation_reading(base, model, answer, held_out, at_once)
+
         saved = checkpoints.newest() if checkpoints else None
         for torn in checkpoints.torn if checkpoints else ():
             say(f"  {torn}: set aside")
         if saved is None:
             state = RunState(micro_batch=spec.training.micro_batch)
-            state.probe = _answers(base, model, rows[:PROBED_ROWS])
-            state.start_loss = validation_loss(base, model, answer, held_out) if held_out else None
+            state.probe = _answers(base, model, answer, rows[:PROBED_ROWS])
+            state.start_loss = reading(state)[0] if held_out else None
             state.note_chance(base.device)
         else:
             state = RunState.unpacked(saved, model, optimizer)
@@ -142,12 +149,12 @@ def train_adapter(
             """Read the validation loss where it is due; after a resume also where the run was stopped before it."""
             if state.step not in look_at or not held_out or any(seen.step == state.step for seen in state.looks):
                 return
-            seen = Look(state.step, validation_loss(base, model, answer, held_out))
+            seen = Look(state.step, *reading(state))
             state.looks.append(seen)
             on_look(seen)
             if seen.loss < state.lowest:
                 state.lowest = seen.loss
-                state.best = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+                state.best = {n: p.detach().to("cpu", copy=True) for n, p in trained_tensors(model)}
 
         look()
         while state.step < len(batches) and not _ended(state):
@@ -199,7 +206,8 @@ def train_adapter(
             for name, parameter in model.named_parameters():
                 if name in state.best:
                     parameter.copy_(state.best[name])
-        change = float((_answers(base, model, rows[:PROBED_ROWS]) - state.probe).abs().max())  # type: ignore[operator]
+        moved = _answers(base, model, answer, rows[:PROBED_ROWS]) - state.probe  # type: ignore[operator]
+        change = float(moved.abs().max()) if moved.numel() else 0.0
         write_adapter(model, folder, Path(spec.base.model).name if spec.base.is_folder else spec.base.model)
         count = sum(parameter.numel() for parameter in trainable)
     seconds = clock() - began
@@ -257,16 +265,15 @@ def _half(micro_batch: int | None, batch: Sequence[Encoded], spec: AdapterSpec) 
     return rows // 2
 
 
-def _answers(base: Base, model: Any, rows: Sequence[Encoded]) -> Tensor:
-    """Logits of the model on some rows, without dropout, padding left out."""
+def _answers(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded]) -> Tensor:
+    """Logits of the model where some rows are learned, without dropout."""
     was_training = model.training
     model.eval()
-    inputs, _ = collate(base, rows)
+    inputs, labels = collate(base, rows)
     with torch.no_grad(), base.autocast():
-        logits = model(**inputs).logits.float().cpu()
+        logits = answer(inputs, labels != IGNORED).float().cpu()
     model.train(was_training)
-    where = inputs["attention_mask"].cpu().bool()
-    return logits if base.kind == "classification" else logits[:, -where.shape[1] :][where]
+    return logits
 
 
 def rate_factor(step: int, steps: int, training: TrainingSpec) -> float:
@@ -307,7 +314,7 @@ def _backward(
         _Halted: `stop` said so between two micro-batches.
     """
     micro = micro_batch or len(rows)
-    learned = len(rows) if base.kind == "classification" else sum(len(row.target) for row in rows)
+    learned = len(rows) if base.kind == "classification" else max(1, sum(len(row.target) for row in rows))
     total, width = 0.0, 0
     for start in range(0, len(rows), micro):
         if start and stop():

@@ -59,20 +59,35 @@ def has_virtual_tokens(model: Any) -> bool:
 
 def validation_loss(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded]) -> float:
     """Mean loss per learned token (or per row, for classes) without dropout."""
+    return validation_reading(base, model, answer, rows)[0]
+
+
+def validation_reading(
+    base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded], at_once: int = EVALUATION_BATCH
+) -> tuple[float, float]:
+    """(mean loss, share of right answers) per learned token, or per row for classes, without dropout."""
     model.eval()
-    total, count = 0.0, 0
+    total, right, count = 0.0, 0, 0
     order = sorted(range(len(rows)), key=lambda i: rows[i].length)
     with torch.no_grad(), base.autocast():
-        for start in range(0, len(order), EVALUATION_BATCH):
-            inputs, labels = collate(base, [rows[i] for i in order[start : start + EVALUATION_BATCH]])
-            loss, learned = summed_loss(base, answer, inputs, labels)
-            total, count = total + float(loss), count + learned
-    return total / max(count, 1)
+        for start in range(0, len(order), at_once):
+            inputs, labels = collate(base, [rows[i] for i in order[start : start + at_once]])
+            logits, wanted = _learned(base, answer, inputs, labels)
+            total += float(F.cross_entropy(logits.float(), wanted, reduction="sum"))
+            right += int((logits.argmax(-1) == wanted).sum())
+            count += len(wanted)
+    return total / max(count, 1), right / max(count, 1)
 
 
 def summed_loss(base: Base, answer: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, int]:
     """Cross entropy summed over what is learned, and how many that is."""
+    logits, wanted = _learned(base, answer, inputs, labels)
+    return F.cross_entropy(logits.float(), wanted, reduction="sum"), len(wanted)
+
+
+def _learned(base: Base, answer: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, vocabulary or classes) where something is learned, and what it is (n)."""
     if base.kind == "classification":
-        return F.cross_entropy(answer(inputs, None).float(), labels, reduction="sum"), len(labels)
+        return answer(inputs, None), labels
     where = labels != IGNORED
-    return F.cross_entropy(answer(inputs, where).float(), labels[where], reduction="sum"), int(where.sum())
+    return answer(inputs, where), labels[where]

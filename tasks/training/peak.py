@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 20  # glibc's M_MMAP_THRESHOLD
 STATUS, MARKS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -32,6 +35,20 @@ class Peak:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device)) - self.start_bytes
         return max(0, resident("VmHWM") - self.start_bytes)
+
+
+def hand_back_what_is_freed() -> bool:
+    """Have the C library return every block of a megabyte and more to the system when it is freed; False elsewhere.
+
+    By default glibc keeps blocks of up to 32 MB for later, in pieces that the next step's tensors do not fit: a run
+    on a CPU then holds up to twice what it uses.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, LARGE_BLOCK_BYTES))
+    except (OSError, AttributeError):  # another C library
+        return False
 
 
 def resident(field: str) -> int:

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.memory import Shapes
+from tasks.methods.catalogue import METHODS
+from tasks.methods.targets import chosen_targets
 from tasks.specs import AdapterSpec
+from tasks.training.diagnosis import Reach
 
 FULL_RATE, OVER_FULL, HIDDEN_AT_FULL_RATE, FALL = 5e-5, 10.0, 2000, 0.781
 SMALL_FACTOR, SMALL_HIDDEN, HIGHEST_RATE = 3.0, 256, 7.5e-3  # measured, see `rate_at`
@@ -33,6 +36,21 @@ def facts_of(shapes: Shapes, rows: int) -> Facts:
     """The facts of a base, from its files' headers."""
     smallest = min((min(shape) for shape in shapes.linear.values()), default=1)
     return Facts(rows, int(shapes.config.get("hidden_size", smallest)), smallest)
+
+
+def reach_of(spec: AdapterSpec, shapes: Shapes, rows: int) -> Reach:
+    """What the adapter of a spec can change, beside the rank that the recipe would choose and all linear layers.
+
+    Raises:
+        SpecRefused: the method does not fit the base's modules.
+    """
+    row, usual = METHODS[spec.method.name], rank_for(spec, facts_of(shapes, rows)).value
+    rank = spec.method.rank if row.is_low_rank else usual
+    if not row.takes_targets or (spec.method.targets == "all-linear" and spec.method.layers is None):
+        return Reach(rank, usual, 1.0)
+    sizes = {name: out * into for name, (out, into) in shapes.linear.items()}
+    adapted = sum(sizes[name] for name in chosen_targets(shapes.linear, spec.method))
+    return Reach(rank, usual, adapted / sum(sizes.values()))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ def _rate(factor: float) -> Change:
     return change
 
 
+def _clip(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:
+    norm = now.training.max_grad_norm / 3
+    return {"training.max_grad_norm": float(f"{norm:.3g}")} if norm >= asked.training.max_grad_norm / 10 else None
+
+
 def _more_rank(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:
     rank, ratio = 2 * now.method.rank, now.method.alpha_value / now.method.rank
     return {"method.rank": rank, "method.alpha": ratio * rank} if rank <= SIZE_BOUND * asked.method.rank else None
@@ -75,6 +80,10 @@ CHANGES: Mapping[str, Sequence[Change]] = {
     "did not move": (_rate(3.0), _all_linear, _rate(10.0), _more_rank, _magnitudes, _longer(2.0)),
     "no gradient": (_all_linear,),
     "identical to the base": (_rate(3.0), _rate(10.0), _all_linear),
+    "spiked": (_clip, _rate(1 / 3), _rate(1 / 10)),
+    "rank too low": (_more_rank, _magnitudes, _all_linear),
+    "wrong layers": (_all_linear, _more_rank, _magnitudes),
+    "plateau": (_rate(1 / 3), _more_rank, _all_linear, _magnitudes),
     "overfit": (_hold_back, _longer(0.5), _rate(1 / 3)),
     "still improving": (_longer(2.0), _rate(3.0)),
 }

@@ -13,7 +13,7 @@ import pytest
 from tasks.specs import AdapterSpec, MethodSpec
 from tasks.training.base import load_base
 from tasks.training.curve import Curve, Look, Step
-from tasks.training.diagnosis import diagnose
+from tasks.training.diagnosis import Reach, diagnose
 from tasks.training.loop import Trained, train_adapter
 
 Make = Callable[..., Any]
@@ -129,8 +129,55 @@ def test_noise_on_a_flat_loss_is_no_learning() -> None:
     assert causes(drawn([2.0 + 0.1 * math.sin(7 * i) for i in range(80)])) == ["did not move"]
 
 
-def test_one_wild_step_is_no_divergence() -> None:
-    assert causes(drawn([*FALL[:30], 40.0, *FALL[31:]])) == ["healthy"]
+def test_one_wild_step_is_a_spike_with_its_place_and_no_divergence() -> None:
+    (finding,) = diagnose(drawn([*FALL[:30], 40.0, *FALL[31:]]))
+    assert (finding.cause, finding.fatal) == ("spiked", False)
+    assert "40.000 at step 31" in finding.evidence
+
+
+def scored(looks: Sequence[float], scores: Sequence[float], losses: Sequence[float] = FALL) -> Curve:
+    """The same with the share of right answers at each look."""
+    curve = drawn(losses, looks)
+    return replace(curve, looks=tuple(replace(look, score=s) for look, s in zip(curve.looks, scores, strict=True)))
+
+
+STUCK = scored([2.0, 1.15, 1.1, 1.1, 1.1, 1.1], [0.2, 0.4, 0.5, 0.5, 0.5, 0.5], [2.0 * 0.7**i + 1.1 for i in range(60)])
+
+
+def test_a_loss_that_stays_where_it_is_is_a_plateau_whose_limit_is_the_rank_or_the_layers_if_they_are_small() -> None:
+    (finding,) = diagnose(STUCK, reach=Reach(16, 8, 1.0))
+    assert finding.cause == "plateau"
+    assert "flat from step 20" in finding.evidence
+    assert "50% right" in finding.evidence
+    assert causes(STUCK) == ["plateau"]
+    (rank,) = diagnose(STUCK, reach=Reach(1, 8, 1.0))
+    assert (rank.cause, "at rank 1 where 8 is usual" in rank.evidence) == ("rank too low", True)
+    (layers,) = diagnose(STUCK, reach=Reach(16, 8, 0.125))
+    assert (layers.cause, "12% of the linear weights" in layers.evidence) == ("wrong layers", True)
+
+
+def test_nearly_all_answers_right_are_healthy_whatever_rank_and_layers_are() -> None:
+    right = replace(STUCK, looks=tuple(replace(look, score=0.99) for look in STUCK.looks))
+    assert [finding.cause for finding in diagnose(right, reach=Reach(1, 8, 0.1))] == ["healthy"]
+
+
+def test_rows_known_by_heart_are_overfit_also_where_the_validation_loss_never_rose() -> None:
+    (finding,) = diagnose(scored([3.0, 2.9, 2.8, 2.8, 2.8, 2.8], [0.3] * 6, [3.0 * 0.8**i for i in range(60)]))
+    assert finding.cause == "overfit"
+    assert "validation loss 2.800, 30% right" in finding.evidence
+
+
+def test_a_loss_that_was_thrown_far_above_its_start_diverged_also_if_it_came_back_to_chance() -> None:
+    thrown = [4.0, 9.0, 11.0, 10.0, 6.0, *[2.2 + 0.1 * math.sin(i) for i in range(55)]]
+    first, *_ = diagnose(scored([2.4, 2.3, 2.2, 2.3, 2.2, 2.2], [0.5] * 6, thrown))
+    assert (first.cause, first.fatal) == ("diverged", False)
+    assert "10.000 at worst" in first.evidence
+
+
+def test_a_row_of_zeros_means_that_every_label_is_masked() -> None:
+    (finding,) = diagnose(drawn([0.0] * 20, norm=0.0))
+    assert (finding.cause, finding.fatal) == ("nothing to learn", True)
+    assert "every step from 1 to 20" in finding.evidence
 
 
 def test_a_validation_loss_that_rises_while_training_falls_is_overfit() -> None:
@@ -154,5 +201,5 @@ def test_the_best_look_is_the_lowest_and_of_equals_the_first() -> None:
 def test_a_curve_is_plain_data() -> None:
     tree = drawn([2.0, 1.0], [1.5]).as_dict()
     assert tree["steps"][1]["loss"] == 1.0
-    assert tree["looks"] == ({"step": 2, "loss": 1.5},)
+    assert tree["looks"] == ({"step": 2, "loss": 1.5, "score": None},)
     assert tree["planned_steps"] == 2

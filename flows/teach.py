@@ -1,0 +1,158 @@
+"""One training run: the loop with its voice, its run in MLflow, and the reading of its curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.keep import base_files
+from flows.learn import Candidate, answers_are_wanted_soon, portable, threads
+from flows.policy import on_gpu
+from flows.progress import voice
+from flows.resuming import Workplace
+from flows.validate import Dataset, base_folder
+from flows.wiring import Home
+from registry.fingerprint import fingerprint
+from tasks.data.examples import Example
+from tasks.errors import GateRefused, Problem
+from tasks.memory import read_shapes
+from tasks.specs import AdapterSpec
+from tasks.training.curve import Look
+from tasks.training.diagnosis import Finding, diagnose
+from tasks.training.recipe import reach_of
+
+CARD = "factory.json"
+SOON_SECONDS = 10.0  # as long as a process takes to load torch, transformers and PEFT
+
+
+class Unfit(GateRefused):
+    """A run that came to nothing that may be kept, and what its curve says."""
+
+    def __init__(self, name: str, findings: Sequence[Finding], seconds: float) -> None:
+        remedy = "nothing was registered; change the recipe"
+        super().__init__(*(Problem("E-TRAIN-001", name, f.sentence, remedy) for f in findings if f.fatal))
+        self.findings, self.seconds = tuple(findings), seconds
+
+
+@on_gpu
+def trained(
+    home: Home,
+    spec: AdapterSpec,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    datasets: Sequence[Dataset],
+    start: Path | None = None,
+    workplace: Workplace | None = None,
+    attempt: int = 0,
+) -> Candidate:
+    """One adapter, trained and read; every step is in MLflow while it runs.
+
+    Args:
+        workplace: where checkpoints lie; with it an interrupted run goes on, as the same run in MLflow.
+        attempt: 0 for the run that was asked for; its repairs are its children in MLflow.
+
+    Raises:
+        Unfit: the run came to nothing that may be kept (NaN, no gradient, diverged, the base unchanged).
+        Stopped: SIGTERM came; the workplace holds a checkpoint.
+    """
+    from tasks.training.base import load_base
+    from tasks.training.interruption import told_to_stop
+    from tasks.training.loop import Progress, train_adapter
+
+    base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+    folder = Path(tempfile.mkdtemp(dir=home.scratch(), prefix=f"{spec.task}-"))
+    settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
+    try:
+        with home.tracker.run(
+            name=name,
+            experiment=spec.task,
+            tags=dict(tags),
+            params=settings,
+            key=workplace.run_key(attempt) if workplace else None,
+            parent=workplace.run_key() if workplace and attempt else None,
+        ) as run:
+            for data in datasets:
+                run.log_dataset(data.record.source, data.digest, data.record.source, context="training")
+
+            def show(progress: Progress) -> None:
+                note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+                if progress.seconds_left < SOON_SECONDS:
+                    answers_are_wanted_soon()
+                voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
+
+            with threads(spec.resources.threads), told_to_stop() as stop:
+                done = train_adapter(
+                    base,
+                    spec,
+                    train,
+                    validation,
+                    folder,
+                    start=start,
+                    checkpoints=workplace.checkpoints(attempt) if workplace else None,
+                    stop=stop,
+                    say=voice.say,
+                    on_step=lambda s: run.log_steps(
+                        [{"step": s.step, "loss": s.loss, "rate": s.rate, "grad_norm": s.grad_norm}]
+                    ),
+                    on_look=lambda look: run.log_steps([point_of(look)]),
+                    on_progress=show,
+                )
+            reach = reach_of(spec, read_shapes(base_folder(spec.base)), len(train))
+            findings = diagnose(done.curve, change=done.change, reach=reach)
+            figures = {
+                "trainable_parameters": float(done.trainable_parameters),
+                "train_seconds": done.seconds,
+                "tokens_per_second": done.tokens_per_second,
+                "padding_share": done.padding_share,
+                "peak_bytes": float(done.peak_bytes),
+                "peak_above_start_bytes": float(done.peak_above_start_bytes),
+                "start_validation_loss": done.curve.start_loss if done.curve.start_loss is not None else float("nan"),
+                "best_validation_loss": done.curve.best.loss if done.curve.best else float("nan"),
+            }
+            figures = {key: value for key, value in figures.items() if value == value}
+            run.log_metrics(figures)
+            voice.say(
+                f"  trained in {done.seconds:.0f} s, {done.tokens_per_second:,.0f} tokens/s,"
+                f" {done.padding_share:.1%} padding; {findings[0].sentence}"
+            )
+            if any(finding.fatal for finding in findings):
+                raise Unfit(name, findings, done.seconds)
+            (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            if spec.kind == "classification":  # the names of the head's outputs, where whoever loads it looks for them
+                (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")
+            return Candidate(spec, folder, done.curve, findings, figures, run.key, done.compute)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted or refused run leaves nothing behind
+        raise
+
+
+def point_of(look: Look) -> dict[str, float]:
+    """A look as MLflow remembers it."""
+    score = {} if look.score is None else {"validation_score": look.score}
+    return {"step": look.step, "validation_loss": look.loss, **score}
+
+
+def card_of(spec: AdapterSpec) -> dict[str, Any]:
+    """What a server needs beside the weights: how to ask, what the classes are, what the base was quantised to."""
+    tree = portable(spec)
+    card = {key: tree[key] for key in ("task", "kind", "base", "data", "method", "seed")}
+    return {**card, "base_sha256": fingerprint(base_files(base_folder(spec.base)))}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested spec as dotted parameters.
+
+    >>> flat({"method": {"rank": 16}})
+    {'method.rank': '16'}
+    """
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return found
