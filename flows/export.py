@@ -16,6 +16,7 @@ from flows.learn import datasets_of
 from flows.merge_parents import merged_into
 from flows.policy import on_gpu
 from flows.progress import voice
+from flows.sealing import sealed
 from flows.validate import base_folder, remembered_dataset
 from flows.wiring import Home, opened
 from registry.records import VersionRecord
@@ -58,6 +59,7 @@ def export(
         raise SpecRefused.one("E-EXPORT-001", target, "is there already", "name a new folder or file")
     target.parent.mkdir(parents=True, exist_ok=True)
     note = written(home, version, form, target, rank, energy)
+    sealed(home, target)
     voice.say(f"  {version.ref} as {form} in {target}{': ' + note if note else ''}")
     return Exported(version.ref, form, target, note)
 
@@ -98,7 +100,7 @@ def model_folder(home: Home, version: VersionRecord, target: Path) -> Iterator[t
     """
     if version.kind == "merged":
         refuse_classifiers(home, version, str(home.ledger.version(version.parents[0][1]).spec["kind"]))
-        yield home.store.path(version.artifact), ""
+        yield home.ledger.files(version.ref), ""
         return
     spec = AdapterSpec.model_validate(version.spec)
     refuse_classifiers(home, version, spec.kind)
@@ -118,7 +120,7 @@ def merged_into_base(home: Home, version: VersionRecord, spec: AdapterSpec, fold
     from tasks.merging.plan import Parent, check_parents
     from tasks.merging.stream import merged_stream
 
-    where, adapter, base = base_folder(spec.base), home.store.path(version.artifact), merged_into(spec)
+    where, adapter, base = base_folder(spec.base), home.ledger.files(version.ref), merged_into(spec)
     plan = check_parents([Parent(version.ref, version.name, adapter, version.base)], base)
     card = Card(
         name=version.ref,
@@ -154,7 +156,7 @@ def low_rank(home: Home, version: VersionRecord, target: Path, rank: int | None,
     spec = AdapterSpec.model_validate(parents[0].spec)
     refuse_classifiers(home, version, spec.kind)
     base = merged_into(spec, str(version.spec["merge_base"]))
-    plan = check_parents([Parent(p.ref, p.name, home.store.path(p.artifact), p.base) for p in parents], base)
+    plan = check_parents([Parent(p.ref, p.name, home.ledger.files(p.ref), p.base) for p in parents], base)
     if whole := [p.ref for p, update in zip(parents, plan.updates, strict=True) if update.replaces]:
         wrong = f"{whole[0]} holds new values of the base's own parameters, for which a plain adapter has no place"
         raise SpecRefused.one("E-EXPORT-008", version.ref, wrong, "export transformers, gguf or mlflow")
@@ -165,7 +167,7 @@ def low_rank(home: Home, version: VersionRecord, target: Path, rank: int | None,
             plan, setting["rule"], rank=rank, energy=energy, weights=weights, density=density, seed=seed
         )
     else:  # its change is what lies between the stored weights and the base's
-        stored = open_base(home.store.path(version.artifact))
+        stored = open_base(home.ledger.files(version.ref))
         reduced, scale = reduced_differences(plan, base, stored, rank=rank, energy=energy, seed=seed), 1.0
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -200,7 +202,7 @@ def copied(home: Home, version: VersionRecord, target: Path) -> None:
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        shutil.copytree(home.store.path(version.artifact), staging, copy_function=shutil.copyfile)
+        shutil.copytree(home.ledger.files(version.ref), staging, copy_function=shutil.copyfile)
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -13,6 +13,7 @@ from flows.merge_parents import Expert, Planned
 from flows.policy import cheap
 from flows.progress import voice
 from flows.resuming import Workplace
+from flows.sealing import sealed
 from flows.wiring import Home, flow_run_id
 from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
 from tasks.errors import ArtifactRefused, SpecRefused
@@ -201,6 +202,7 @@ def exported(home: Home, version: VersionRecord, out: str) -> Path:
         refuse_foreign(target)
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
+        sealed(home, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     voice.say(f"  exported to {target}")

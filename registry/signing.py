@@ -69,6 +69,24 @@ class Signer:
             config.set_hashing_config(self._hashing()).sign(signed.parent, Path(folder, SIGNATURE))
             return store.put(folder)
 
+    def sign_export(self, target: Path) -> Path:
+        """Sign a folder or a file that leaves the factory; the signature lies inside the folder or beside the file.
+        `model_signing verify key` checks it with the public key.
+
+        Raises:
+            Unknown: there is no private key here.
+        """
+        if self.private_key is None:
+            raise Unknown.one("E-SIGN-001", "signing key", "only the public key is here", "set FACTORY_SIGNING_KEY")
+        from model_signing import signing
+
+        signature = target / SIGNATURE if target.is_dir() else target.with_name(f"{target.name}.sig")
+        signature.unlink(missing_ok=True)
+        hashing = self._hashing().set_ignored_paths(paths=[signature])
+        config = signing.Config().use_elliptic_key_signer(private_key=self.private_key)
+        config.set_hashing_config(hashing).sign(target, signature)
+        return signature
+
     def check(self, store: Store, seal: str, manifest: bytes, where: str) -> None:
         """Let a seal pass that our key made over exactly this manifest.
 

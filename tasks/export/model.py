@@ -26,6 +26,7 @@ from tasks.merging.stream import Merged, held
 from tasks.merging.vectors import row_blocks
 
 MANIFEST, HEADS, LABELS = "manifest.json", "heads", "labels.json"
+SIGNATURE = "model.sig"  # over all files, the manifest too; whoever signs puts it beside them
 MAX_SHARD_BYTES = 4 << 30
 
 # What a transformers folder holds beside weights and config. Nothing that could run is ever copied.
@@ -257,8 +258,8 @@ def _write_manifest(folder: Path) -> dict[str, str]:
 
 
 def _files(folder: Path) -> list[str]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in paths if path not in (MANIFEST, SIGNATURE))
 
 
 def _sha256(path: Path) -> str:

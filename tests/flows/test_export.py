@@ -139,6 +139,30 @@ def test_a_stored_form_is_copied_as_it_is(factory: Any, pair: Any, tmp_path: Pat
         assert copied == {p.name: p.read_bytes() for p in artifact_of(factory, name).iterdir() if p.is_file()}
 
 
+def test_with_a_key_what_is_unsigned_stays_here_and_what_leaves_is_signed(
+    factory: Any, intent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("model_signing", reason="the extra `signing` is not installed")
+    import subprocess
+    import sys
+
+    key, public, out = tmp_path / "factory.pem", tmp_path / "factory.pub", tmp_path / "adapter"
+    for words in (["ecparam", "-name", "prime256v1", "-genkey", "-noout"], ["ec", "-in", str(key), "-pubout"]):
+        made = public if key.exists() else key
+        subprocess.run(["openssl", *words, "-out", str(made)], check=True, capture_output=True)
+    monkeypatch.setitem(factory.settings, "FACTORY_SIGNING_KEY", str(key))
+    refused = factory.run("export", "intent:1", "--format", "adapter", "--out", out)
+    assert refused.code == 4
+    assert refused.lines[-1].startswith("E-SIGN-002 intent:1: is not signed")
+    assert not out.exists()
+    assert factory.run("sign", "intent:1").code == 0
+    said = factory.run("export", "intent:1", "--format", "adapter", "--out", out)
+    assert said.code == 0, said.err
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(out)]
+    command += ["--signature", str(out / "model.sig"), "--public_key", str(public)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [

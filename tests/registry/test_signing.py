@@ -168,3 +168,28 @@ def test_a_key_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(DependencyDown, match=r"adapter-factory\[signing\]"):
         Signer(curve)
+
+
+def test_an_export_is_signed_so_that_the_library_alone_finds_any_change(keys, tmp_path):
+    """A folder has its signature inside, a file beside it; the witness is the library's own command."""
+
+    def verifies(target: Path, signature: Path) -> bool:
+        command = [sys.executable, "-m", "model_signing", "verify", "key", str(target)]
+        command += ["--signature", str(signature), "--public_key", str(keys[1])]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    folder, file = tmp_path / "model", tmp_path / "model.gguf"
+    (folder / "heads").mkdir(parents=True)
+    (folder / "heads" / "triage.safetensors").write_bytes(b"weights")
+    (folder / "manifest.json").write_bytes(b"{}")
+    file.write_bytes(b"GGUF")
+    signer = Signer(keys[0])
+    signatures = {target: signer.sign_export(target) for target in (folder, file)}
+    assert signatures == {folder: folder / SIGNATURE, file: tmp_path / "model.gguf.sig"}
+    assert signer.sign_export(folder) == folder / SIGNATURE, "an earlier signature is replaced, not signed"
+    assert all(verifies(target, signature) for target, signature in signatures.items())
+    (folder / "heads" / "triage.safetensors").write_bytes(b"weightz")
+    file.write_bytes(b"GGUG")
+    assert not any(verifies(target, signature) for target, signature in signatures.items())
+    with pytest.raises(Unknown, match="E-SIGN-001"):
+        Signer(None, keys[1]).sign_export(folder)
