@@ -21,6 +21,7 @@ from flows.merge_gates import (
     attributed,
     general_rows,
     judged,
+    of_its_answers,
     on_general_text,
     refuse_tuning_on_acceptance,
     rounded_to_4_bits,
@@ -119,7 +120,9 @@ def made(
     answers_are_wanted_soon()
     tests = merged_and_scored(spec, experts, plan, best, "test")
     scores = {**alone["test"], **{setting.name: found for setting, found in tests.items()}}
-    decision = judged(spec, experts, scores, chosen.name, on_general_text(spec, experts, plan, chosen, general))
+    elsewhere = on_general_text(spec, experts, plan, chosen, general)
+    own = of_its_answers(spec, experts, plan, chosen)
+    decision = judged(spec, experts, scores, chosen.name, elsewhere, own)
     in_4_bits = rounded_to_4_bits(spec, experts, plan, chosen)
     absent = attributed(spec, experts, plan, chosen, alone["validation"])
     version = remembered(

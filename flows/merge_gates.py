@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flows.blessings import MOST_ROWS, answer_gates, one_by_one
 from flows.learn import threads
 from flows.merge_candidates import Scorer, Setting, retentions
 from flows.merge_parents import Expert, Planned, dense_base, without
@@ -53,8 +54,10 @@ def judged(
     scores: Mapping[str, Mapping[str, EvaluationRecord]],
     chosen: str,
     general: tuple[Scores, Scores] | None,
+    answers: Sequence[Gate] = (),
 ) -> Decision:
-    """Every task keeps its stated share, on rows that took no part in the choice, and text of no task its score."""
+    """Every task keeps its stated share, on rows that took no part in the choice, text of no task its score, and the
+    answers what the recipe asks of them."""
     gates: list[Gate] = [
         keeps_share(
             e.task,
@@ -69,7 +72,7 @@ def judged(
         before, after = general
         bounds = GateSpec(max_forgetting=spec.general.max_loss, min_rows=spec.gates.min_rows)
         gates.append(keeps_slice("general text", after.outcomes, before.outcomes, bounds))
-    return judge(f"{spec.name}, {chosen}", gates)
+    return judge(f"{spec.name}, {chosen}", [*gates, *answers])
 
 
 def general_rows(spec: MergeSpec, experts: Sequence[Expert]) -> tuple[Example, ...]:
@@ -122,6 +125,23 @@ def on_general_text(
             after = score(base, model, rows, "token_accuracy")
     voice.say(f"  general text: {before.mean:.3f} before, {after.mean:.3f} merged")
     return before, after
+
+
+@on_gpu
+def of_its_answers(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, chosen: Setting) -> list[Gate]:
+    """Calibration and time of the merged model's answers to each task's test rows, if the recipe asks for them."""
+    from tasks.merging.apply import applied
+
+    if not spec.gates.asks_of_answers:
+        return []
+    gates: list[Gate] = []
+    with threads(spec.resources.threads), Scorer.opened(spec, experts, plan) as scorer:
+        for e in experts:
+            base, head = dense_base(e), plan.parents.heads.get(e.task)
+            rows = [example for part in e.slices["test"] for example in part.examples][:MOST_ROWS]
+            with applied(base.model, scorer.updates(chosen), scale=chosen.scale, head=head) as model:
+                gates += answer_gates(spec.gates, *one_by_one(base, model, rows), on=e.task)
+    return gates
 
 
 @on_gpu

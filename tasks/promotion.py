@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.errors import GateRefused, Problem
 from tasks.evaluation.comparison import gain, interval
-from tasks.specs import GateSpec, MergeGateSpec
+from tasks.specs import AnswerGateSpec, GateSpec, MergeGateSpec
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def gains_on_fresh(candidate: Sequence[float], champion: Sequence[float], gates:
     return _gate("gain on fresh rows", candidate, champion, gates.min_gain_on_fresh, gates)
 
 
-def calibrated(confidences: Sequence[float], outcomes: Sequence[float], gates: GateSpec) -> Gate:
+def calibrated(confidences: Sequence[float], outcomes: Sequence[float], gates: AnswerGateSpec, on: str = "") -> Gate:
     """How sure the model says it is agrees with how often it is right.
 
     Expected calibration error over ten bins of equal mass (Naeini et al. 2015), with the upper bound of a bootstrap
@@ -83,29 +83,30 @@ def calibrated(confidences: Sequence[float], outcomes: Sequence[float], gates: G
     """
     import numpy as np
 
-    required = -float(gates.max_calibration_error or 0.0)
+    required, name = -float(gates.max_calibration_error or 0.0), f"calibration on {on}" if on else "calibration"
     n = len(outcomes)
     if n < gates.min_rows or len(confidences) != n:
-        return Gate("calibration", -1.0, -1.0, required, n, passed=False)
+        return Gate(name, -1.0, -1.0, required, n, passed=False)
     sure, right = np.asarray(confidences, dtype=float), np.asarray(outcomes, dtype=float)
     draws = np.random.default_rng(0).integers(0, n, size=(500, n))
     errors = [_calibration_error(sure[rows], right[rows]) for rows in draws]
     bound = -float(np.quantile(errors, gates.confidence))
-    return Gate("calibration", -_calibration_error(sure, right), bound, required, n, bound >= required)
+    return Gate(name, -_calibration_error(sure, right), bound, required, n, bound >= required)
 
 
-def answers_in_time(seconds: Sequence[float], gates: GateSpec) -> Gate:
+def answers_in_time(seconds: Sequence[float], gates: AnswerGateSpec, on: str = "") -> Gate:
     """95 % of single answers come in time: the bound is the order statistic that lies above the 95 % quantile of all
     answers with the gates' confidence (binomial, without a distribution); with too few rows there is none."""
     from scipy.stats import binom
 
     required, n, ordered = -float(gates.max_answer_seconds or 0.0), len(seconds), sorted(seconds)
+    name = f"seconds of an answer on {on}" if on else "seconds of an answer"
     place = int(binom.ppf(gates.confidence, n, 0.95)) + 1 if n else 1
     if n < gates.min_rows or place > n:
-        return Gate("seconds of an answer", -(ordered[-1] if n else 0.0), -float("1e9"), required, n, passed=False)
+        return Gate(name, -(ordered[-1] if n else 0.0), -float("1e9"), required, n, passed=False)
     measured = ordered[min(n - 1, int(0.95 * n))]
     bound = -float(ordered[place - 1])
-    return Gate("seconds of an answer", -measured, bound, required, n, bound >= required)
+    return Gate(name, -measured, bound, required, n, bound >= required)
 
 
 def retention(merged: Sequence[float], expert: Sequence[float], base: Sequence[float]) -> float:
@@ -128,7 +129,7 @@ def keeps_share(
     """
     share = gates.min_retention
     floor = [(1 - share) * b + share * e for b, e in zip(base, expert, strict=True)]
-    above = gain(merged, floor)
+    above = gain(merged, floor, gates.confidence)
     expert_gain = max(gain(expert, base).mean, 1e-9)
     bound = share + above.low / expert_gain
     passed = above.low > 0 and len(merged) >= gates.min_rows

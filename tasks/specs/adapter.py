@@ -7,12 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tasks.methods.catalogue import refusal_of
-from tasks.specs.common import LEFT_TO_THE_RECIPE, Share, Slug, Spec
+from tasks.specs.common import LEFT_TO_THE_RECIPE, AnswerGateSpec, Share, Slug, Spec
 from tasks.specs.data import DataSpec, columns_of
 from tasks.specs.training import BaseSpec, MethodSpec, RepairSpec, ResourceSpec, TrainingSpec
 
 
-class GateSpec(Spec):
+class GateSpec(AnswerGateSpec):
     """What a candidate must show before it is served. Bounds are paired and one-sided, at `confidence`."""
 
     beat_base_by: float = Field(
@@ -25,14 +25,6 @@ class GateSpec(Spec):
     min_gain_on_fresh: float = Field(
         0.0, ge=-1, le=1, description="retrain: lower bound of the gain on fresh rows must exceed this."
     )
-    max_calibration_error: Share | None = Field(
-        None, description="Upper bound of |confidence - share of right answers| over ten bins may not exceed this."
-    )
-    max_answer_seconds: float | None = Field(
-        None, gt=0, description="Upper bound of the time in which 95 % of single answers come may not exceed this."
-    )
-    min_rows: int = Field(50, ge=1, description="Refuse to judge on fewer rows.")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of each one-sided bound.")
 
 
 class EvaluationSpec(Spec):

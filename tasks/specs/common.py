@@ -20,3 +20,21 @@ class Spec(BaseModel):
     """A frozen value that refuses what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class AnswerGateSpec(Spec):
+    """What single answers may be asked for, whoever gives them. Bounds are one-sided, at `confidence`."""
+
+    max_calibration_error: Share | None = Field(
+        None, description="Upper bound of |confidence - share of right answers| over ten bins may not exceed this."
+    )
+    max_answer_seconds: float | None = Field(
+        None, gt=0, description="Upper bound of the time in which 95 % of single answers come may not exceed this."
+    )
+    min_rows: int = Field(50, ge=1, description="Refuse to judge on fewer rows.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of each one-sided bound.")
+
+    @property
+    def asks_of_answers(self) -> bool:
+        """Whether the model has to answer for them, one request after the other."""
+        return self.max_calibration_error is not None or self.max_answer_seconds is not None

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.specs.common import Share, Slug, Spec
+from tasks.specs.common import AnswerGateSpec, Share, Slug, Spec
 from tasks.specs.training import ResourceSpec
 
 
@@ -38,11 +38,10 @@ BASELINES = (
 )
 
 
-class MergeGateSpec(Spec):
+class MergeGateSpec(AnswerGateSpec):
     """What a merged model must keep. Retention = (merged - base) / (expert - base), per task."""
 
     min_retention: float = Field(0.5, le=1, description="Every task keeps at least this share of its expert's gain.")
-    min_rows: int = Field(50, ge=1, description="Refuse to judge a task on fewer rows.")
 
 
 class SearchSpec(Spec):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flows.blessings import answer_gates
 from tasks.promotion import answers_in_time, calibrated
-from tasks.specs import AdapterSpec, GateSpec
+from tasks.specs import AdapterSpec, GateSpec, MergeGateSpec
 
 
 def gates(**asked: Any) -> GateSpec:
@@ -40,6 +41,17 @@ def test_the_bound_of_the_seconds_lies_above_the_true_quantile_as_often_as_it_sa
     assert above >= 0.95 * 400 - 3 * (400 * 0.95 * 0.05) ** 0.5
     assert answers_in_time([0.1] * 200, gates(max_answer_seconds=0.2)).passed
     assert not answers_in_time([0.1] * 30, gates(max_answer_seconds=0.2)).passed  # too few rows have no such bound
+
+
+def test_an_adapter_and_a_merge_are_asked_for_the_same_gates_and_for_none_unless_told() -> None:
+    sure, right, seconds = (0.9,) * 100, (1.0,) * 100, (0.5,) * 100
+    for spec in (GateSpec, MergeGateSpec):
+        assert answer_gates(spec(), sure, right, seconds) == []
+        both = answer_gates(spec(max_calibration_error=0.2, max_answer_seconds=0.1), sure, right, seconds, on="desk")
+        assert [(gate.name, gate.passed) for gate in both] == [
+            ("calibration on desk", True),
+            ("seconds of an answer on desk", False),
+        ]
 
 
 def test_both_are_measured_once_on_the_test_rows_and_remembered(factory: Any, intent: Any) -> None:

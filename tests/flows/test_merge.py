@@ -44,7 +44,8 @@ def trio(factory: Any, intent: Any, moved: Any) -> Any:
 def solo(factory: Any, intent: Any, moved: Any) -> Any:
     from flows.merge import merge
 
-    recipe = factory.recipe("solo", ["intent:1"], rules=[{"rule": "task_arithmetic"}])
+    gates = {"max_calibration_error": 1.0, "max_answer_seconds": 60.0}
+    recipe = factory.recipe("solo", ["intent:1"], rules=[{"rule": "task_arithmetic"}], gates=gates)
     with factory.active(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.export.answer.answer_in_fresh_process", lambda _, asked, **__: ("yes",) * len(asked))
         return merge(str(recipe), str(factory.folder / "exported solo"))
@@ -115,6 +116,30 @@ def test_one_parent_at_weight_one_says_what_peft_says(factory: Any, solo: Any, l
         numpy.testing.assert_allclose(logits[f"solo {place}"], adapted, atol=2e-4)
     assert solo.decision.passed, solo.decision.sentence
     assert solo.tried[solo.chosen] == {"intent": pytest.approx(1.0, abs=0.05)}
+
+
+def test_the_answers_of_one_parent_at_weight_one_are_as_well_calibrated_as_the_parents(
+    factory: Any, solo: Any, intent: Any
+) -> None:
+    from flows.blessings import asked_gates
+    from flows.wiring import opened
+    from tasks.specs import AdapterSpec, GateSpec
+
+    version = intent.outcome.version
+    spec = AdapterSpec.model_validate(version.spec)
+    gates = GateSpec(max_calibration_error=1.0, min_rows=30)
+    spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"gates": gates})})
+    with factory.active():
+        (alone,) = asked_gates(opened(), version, spec)
+    kept, sure, quick = solo.decision.gates
+    assert [kept.name, sure.name, quick.name] == [
+        "retention on intent",
+        "calibration on intent",
+        "seconds of an answer on intent",
+    ]
+    assert (sure.n, quick.n) == (alone.n, alone.n)
+    assert sure.measured == pytest.approx(alone.measured, abs=0.02)
+    assert -60 < quick.bound <= quick.measured < 0
 
 
 def test_the_merged_model_is_the_base_plus_scale_times_the_merged_updates(
