@@ -10,7 +10,7 @@ and only judge. The same first adapter lives five lives:
     schedule   all labels are bought and a retrain runs after every period, promoted by its gates
     naive      the same, on the new labels alone, and served whatever it lost
     ours       `watch` judges; where it asks for labels or for a retrain, the period's other labels are bought, and only
-               its event causes a retrain
+               its event causes a retrain, or a person whom it told that the same inputs have other labels now
     oracle     a fresh adapter on all labels of all periods so far
 
 Every life is kept in --cache, so a run that was cut goes on. Ends with one line of JSON over all stories and seeds:
@@ -66,7 +66,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a story is told: one home, which every life begins anew from what `first` left in it."""
+    """Where a story is told: every life has a home of its own, a copy of the one that the first adapter was made in."""
 
     story: Mapping[str, Any]
     periods: Sequence[Period]
@@ -77,27 +77,24 @@ class Stage:
     def task(self) -> str:
         return str(self.story["name"])
 
-    @property
-    def home(self) -> Path:
-        return self.folder / "home"
-
-    def begin(self) -> None:
-        """The home as it was when the first adapter had just been served; trained if that has not happened yet."""
+    def begin(self, arm: str) -> None:
+        """A home in which the first adapter was just served; it is trained if that has not happened yet."""
         from flows.train import train
         from flows.wiring import opened
 
-        os.environ["FACTORY_HOME"] = str(self.home)
-        kept = self.folder / "first"
-        if not kept.is_dir():
+        first, home = self.folder / "first", self.folder / arm
+        if not (self.folder / "served").exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
+            os.environ["FACTORY_HOME"] = str(first)
             path = self.written("first", self.periods[0].traffic)
             made = train(str(self.spec(self.task, path)))
             if not made.promoted:  # the story is about what follows: the first adapter is served, whatever it can do
                 opened().ledger.promote(self.task, made.version.number, expected=None, decision={})
-            shutil.copytree(self.home, kept)
-        shutil.rmtree(self.home)
-        shutil.copytree(kept, self.home)
+            (self.folder / "served").touch()
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(first, home)
+        os.environ["FACTORY_HOME"] = str(home)
 
     def spec(self, name: str, data: Path) -> Path:
         """The story's adapter as a spec file over some rows."""
@@ -135,7 +132,7 @@ class Stage:
 
 def lived(arm: str, stage: Stage) -> Life:
     """One arm's life."""
-    stage.begin()
+    stage.begin(arm)
     life, served = Life(labels=len(stage.periods[0].traffic)), stage.task
     for place, period in enumerate(stage.periods[1:], 1):
         with life.at_work():
@@ -197,6 +194,10 @@ def by_verdict(stage: Stage, place: int, life: Life) -> str:
             life.told.append(seen.report.sentence)
     if events:
         retrained(stage, life, finding=dict(events[0]["payload"]))
+    elif seen.report.verdict == "concept shift":  # a person looks, and says that the new labels hold
+        life.labels += len(rows) - known
+        stage.arrive(place, len(rows))
+        retrained(stage, life, labels_changed=True)
     return stage.task
 
 

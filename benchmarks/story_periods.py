@@ -56,16 +56,20 @@ def periods_of(story: Mapping[str, Any], data: Path, seed: int) -> list[Period]:
     """
     text, label = columns_of(story)
     rows = list({row[text]: row for row in read(data / story["data"])}.values())
-    rows.sort(key=lambda row: hashlib.sha256(f"{seed} {row[text]}".encode()).hexdigest())
-    rows = list(kept(story, rows, label))
+    rows = list(kept(story, shuffled(rows, text, f"{seed}"), label))
     made: list[Period] = []
     renamed: dict[str, str] = {}
     for place, mine in enumerate(dealt(story, rows)):
         renamed |= story.get("relabel", {}).get(place, {})
-        short = [{text: row[text], label: row[label]} for row in mine]
+        short = [{text: row[text], label: row[label]} for row in shuffled(mine, text, f"{seed} {place}")]
         held = round(HELD_OUT * len(short))
         made.append(Period(str(place), tuple(short[held:]), tuple(short[:held]), label, dict(renamed)))
     return made
+
+
+def shuffled(rows: Sequence[Row], text: str, salt: str) -> list[Row]:
+    """The rows in an order that only their texts and the salt decide."""
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{salt} {row[text]}".encode()).hexdigest())
 
 
 def columns_of(story: Mapping[str, Any]) -> tuple[str, str]:
@@ -93,7 +97,7 @@ def kept(story: Mapping[str, Any], rows: Sequence[Row], label: str) -> Iterator[
 
 
 def dealt(story: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """The rows of each period, shuffled."""
+    """The rows of each period."""
     column, periods = story["column"], story["periods"]
     left = {value: [row for row in rows if row[column] == value] for value in {row[column] for row in rows}}
     for place, period in enumerate(periods):
@@ -107,8 +111,7 @@ def dealt(story: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[list[Row]]:
                 raise ValueError(f"{story['name']}: {len(left.get(value, ()))} rows of '{value}' left, {count} needed")
             mine += left[value][:count]
             left[value] = left[value][count:]
-        order = {id(row): place for place, row in enumerate(rows)}
-        yield sorted(mine, key=lambda row: order[id(row)])
+        yield mine
 
 
 def still_true(periods: Sequence[Period]) -> list[Row]:

@@ -1,16 +1,25 @@
-"""Who may teach a task again, and when: one event causes one retrain, and a task is left in peace between two."""
+"""Who may teach a task again, and when: one event causes one retrain, and a task is left in peace between two.
+
+A retrain that was stopped or killed came to nothing, so its window is open again: whoever takes it up goes on from the
+checkpoints, and no cooldown holds it back a second time. One that a gate refused did come to its end.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from flows.keep import sole
 from flows.wiring import Home, flow_run_id
+from registry.attempts import LEASE
 from registry.errors import Conflict
+from registry.fingerprint import fingerprint
 from registry.records import FindingRecord, VersionRecord
-from tasks.drift.pacing import Alarm, Begun, Hold, hold
+from registry.tracking import SIGNALS_FROM
+from tasks.drift.pacing import Alarm, Begun, Hold, hold, in_vain
 from tasks.errors import FactoryError, GateRefused
 from tasks.specs import AdapterSpec
 
@@ -20,16 +29,27 @@ LEASE_SECONDS = 60
 
 def held_back(home: Home, champion: VersionRecord) -> Hold | None:
     """Why a retrain of this champion would have to wait now, by claims and findings; None if it may begin."""
-    claims, findings = home.ledger.retrain_claims(champion.name), home.ledger.findings(champion.name)
-    accused = {finding.window_digest: finding.version for finding in findings if finding.action == ASKS}
     spec = AdapterSpec.model_validate(champion.spec)
     return hold(
-        [Begun(claim.created_at, accused.get(claim.window_digest, "")) for claim in claims],
+        [begun for _, begun in begun_by_window(home, champion)],
         champion=champion.ref,
         alarm=alarm_of(home, champion),
         now=datetime.now(UTC),
         retrain=spec.retrain,
     )
+
+
+def vain_retrains(home: Home, champion: VersionRecord) -> int:
+    """How many retrains of this champion ended since its traffic began to move, and left it the champion."""
+    ended = [begun for window, begun in begun_by_window(home, champion) if _ended(home, champion.name, window)]
+    return in_vain(ended, champion=champion.ref, alarm=alarm_of(home, champion))
+
+
+def begun_by_window(home: Home, champion: VersionRecord) -> list[tuple[str, Begun]]:
+    """The retrains of a task that events caused, and the window of each."""
+    claims, findings = home.ledger.retrain_claims(champion.name), home.ledger.findings(champion.name)
+    accused = {finding.window_digest: finding.version for finding in findings if finding.action == ASKS}
+    return [(one.window_digest, Begun(one.created_at, accused.get(one.window_digest, ""))) for one in claims]
 
 
 def alarm_of(home: Home, champion: VersionRecord) -> Alarm:
@@ -47,27 +67,61 @@ def claimant_of(home: Home, task: str, window: str) -> str | None:
     return next((c.claimant for c in home.ledger.retrain_claims(task) if c.window_digest == window), None)
 
 
-def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | None) -> None:
+def interrupted(home: Home, task: str, window: str) -> bool:
+    """Whether the retrain that took up this window ended without having come to anything, by a signal or a crash."""
+    home.ledger.note_lost_attempts()
+    attempts = home.ledger.attempts(_key(task, window))
+    return bool(attempts) and attempts[-1].state in ("failed", "lost")
+
+
+@contextmanager
+def claimed(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | None) -> Iterator[None]:
+    """The block in which the retrain that a finding asked for is made; how it ended is noted.
+
+    Raises:
+        GateRefused, Conflict: as `claim` says.
+    """
+    if not finding:
+        yield
+        return
+    claim(home, champion, finding)
+    window = str(finding["window"])
+    key = _key(champion.name, window)
+    with sole(home, LEASE + key, why="the same retrain is being made") as lease:
+        if lease is None or _ended(home, champion.name, window):
+            raise _claimed(champion.name, window)
+        attempt = home.ledger.begin_attempt(key, lease)
+        try:
+            yield
+        except BaseException as error:
+            told = not isinstance(error, Exception) or getattr(error, "exit_code", 0) > SIGNALS_FROM
+            state = "failed" if told else "done"  # a refusal is an answer: the same window would be refused again
+            home.ledger.end_attempt(attempt, state=state, outcome=f"{type(error).__name__}: {error}"[:300])
+            raise
+        home.ledger.end_attempt(attempt, state="done")
+
+
+def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any]) -> None:
     """Take up the finding that asked for this run. A person who asks without a finding is not held back.
 
-    The same run may take it up again, so that its retry goes on.
+    The same run may take it up again, so that its retry goes on; so may any run, where the one before was interrupted.
 
     Raises:
         GateRefused: another run has taken it up; the task was taught too recently or too often; or another version is
             served by now.
         Conflict: another event of the task is being weighed at this moment; a retry is safe.
     """
-    if not finding:
-        return
     who, window = flow_run_id() or uuid.uuid4().hex, str(finding["window"])
     taken = claimant_of(home, champion.name, window)
     if taken == who:
         return
-    if taken is not None:
+    if taken is not None and not interrupted(home, champion.name, window):
         raise _claimed(champion.name, window)
     if str(finding["version"]) != champion.ref:
         wrong = f"the event is about {finding['version']}, which is not served any more"
         raise GateRefused.one("E-GATE-005", champion.ref, wrong, "nothing to do: watch judges the new champion")
+    if taken is not None:
+        return
     lease = home.ledger.take_lease(f"retrain:{champion.name}", holder=who, seconds=LEASE_SECONDS)
     if lease is None:
         wrong = "another event of this task is being weighed"
@@ -94,3 +148,13 @@ def record_of(champion: VersionRecord, finding: Mapping[str, Any]) -> FindingRec
 def _claimed(task: str, window: str) -> FactoryError:
     wrong = f"window {window[:12]} has caused a retrain already"
     return GateRefused.one("E-GATE-002", task, wrong, "nothing to do: one event causes one retrain")
+
+
+def _ended(home: Home, task: str, window: str) -> bool:
+    """Whether a retrain on account of this window came to its end."""
+    return any(attempt.state == "done" for attempt in home.ledger.attempts(_key(task, window)))
+
+
+def _key(task: str, window: str) -> str:
+    """The name under which the attempts at the retrain of a window stand in the ledger."""
+    return fingerprint(["retrain", task, window])

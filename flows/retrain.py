@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
 
 from flows.blessings import asked_gates
-from flows.claims import claim
+from flows.claims import claimed
 from flows.forgetting import drawn, matrix_of
 from flows.learn import (
     Candidate,
@@ -27,29 +25,24 @@ from flows.learn import (
     slice_of,
     subject_of,
 )
-from flows.merge_stale import stale_merges
 from flows.progress import voice
 from flows.promote import moved
 from flows.publish import mirrored, publish_retrain
+from flows.refresh import told_stale
 from flows.repairing import trained_well
+from flows.replay import apart, asked_spec, in_force, relabelled, replayed
 from flows.resuming import working_on
 from flows.traffic import labelled_traffic
-from flows.validate import Dataset, frozen_examples, identified, remembered_dataset, validated
+from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
-from tasks.data.examples import Example, input_columns
-from tasks.drift.apart import near_rows
+from tasks.data.examples import Example
 from tasks.drift.attempts import next_attempt
-from tasks.drift.traffic import read_traffic
-from tasks.errors import SpecRefused
 from tasks.evaluation.comparison import Interval, gain
 from tasks.evaluation.scoring import Scores
 from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge, keeps_slice
-from tasks.specs import AdapterSpec, Side, SplitSpec
-
-NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
-REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
+from tasks.specs import AdapterSpec
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,7 @@ class RetrainOutcome:
     """The candidate beside the base and the champion, on the fresh rows and on every earlier frozen slice.
 
     `scores` maps "base", "champion" and "candidate" to slice names to scores; `fresh` names the new traffic's slice.
+    `expected_gain` is what the finding that asked for the retrain promised, to be held against `gain`.
     """
 
     version: VersionRecord
@@ -65,11 +59,20 @@ class RetrainOutcome:
     fresh: str
     decision: Decision
     promoted: bool
+    expected_gain: float | None = None
 
     @property
     def gain(self) -> Interval:
         """What the candidate gained over the champion on the fresh rows, with its lower bound."""
         return gain(self.scores["candidate"][self.fresh].outcomes, self.scores["champion"][self.fresh].outcomes)
+
+    @property
+    def kept_promise(self) -> str:
+        """What was expected beside what came, on the fresh rows that judge; empty where nothing was promised."""
+        if self.expected_gain is None:
+            return ""
+        came = f"came {self.gain.mean:+.3f} (bound {self.gain.low:+.3f})"
+        return f"gain on fresh rows: expected {self.expected_gain:+.3f}, {came}"
 
 
 @flow(name="retrain", description="Fresh traffic plus replay, trained, held against the champion on new and old rows.")
@@ -80,6 +83,7 @@ def retrain(
     replay_share: float | None = None,
     start: Literal["base", "champion"] | None = None,
     promote: bool = True,
+    labels_changed: bool = False,
 ) -> RetrainOutcome:
     """A new version of a served task.
 
@@ -90,34 +94,45 @@ def retrain(
         replay_share: Share of the training rows drawn from all that the champion learned from; the spec's by default.
         start: A fresh adapter on the base, or continue from the champion; the spec's by default.
         promote: Serve the candidate if it passes every gate.
+        labels_changed: A person says that the new labels hold where near-same inputs had others: rows of these labels
+            are neither replayed nor judged on.
     """
     home = opened()
     champion = home.ledger.champion(task)
     if champion is None:
         raise nothing_to_watch(task, champion)
-    claim(home, champion, finding)
-    source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion)
-    spec = asked_spec(champion, source, replay_share, start)
-    fresh = validated(home, spec, purpose="traffic")
-    asked_plainly = replay_share is not None or start is not None  # a recipe that somebody chose is not changed
+    with claimed(home, champion, finding):
+        source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion)
+        spec = asked_spec(champion, source, replay_share, start)
+        fresh = validated(home, spec, purpose="traffic")
+        if labels_changed:
+            spec = relabelled(spec, fresh, [remembered_dataset(home, digest) for digest in datasets_of(champion)])
+        asked_plainly = replay_share is not None or start is not None  # a recipe that somebody chose is not changed
+        outcome = best_of(home, spec, champion, fresh, 1 if asked_plainly else spec.retrain.attempts)
+        expected = (finding or {}).get("expected_gain")
+        outcome = replace(outcome, promoted=promote and outcome.decision.passed, expected_gain=expected)
+        if outcome.kept_promise:
+            voice.say(f"  {outcome.kept_promise}")
+        if outcome.promoted:
+            moved(home, outcome.version, outcome.decision, champion)
+            told_stale(home, task)
+        else:
+            voice.say(f"  {outcome.version.ref} is kept, not promoted: {outcome.decision.sentence}")
+    publish_retrain(home, outcome)
+    mirrored(home)
+    return outcome
+
+
+def best_of(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset, attempts: int) -> RetrainOutcome:
+    """The first candidate that passes its gates, or the last one: each changes one thing for what was refused."""
     outcome = attempted(home, spec, champion, fresh)
-    for _ in range(0 if asked_plainly else spec.retrain.attempts - 1):
+    for _ in range(attempts - 1):
         change = None if outcome.decision.passed else next_attempt(spec, outcome.decision)
         if change is None:
             break
         voice.say(f"  {outcome.version.ref} is refused: {change.sentence}")
         spec = change.spec
         outcome = attempted(home, spec, champion, fresh)
-    outcome = replace(outcome, promoted=promote and outcome.decision.passed)
-    said_gain(outcome, finding)
-    if outcome.promoted:
-        moved(home, outcome.version, outcome.decision, champion)
-        for mark in stale_merges(home):
-            voice.say(f"  {mark.sentence}")
-    else:
-        voice.say(f"  {outcome.version.ref} is kept, not promoted: {outcome.decision.sentence}")
-    publish_retrain(home, outcome)
-    mirrored(home)
     return outcome
 
 
@@ -132,6 +147,8 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
     planned(spec, base, fresh)
     replay = replayed(spec, fresh, known)
     slices = [slice_of(spec, fresh, name="fresh"), *(slice_of(spec, data) for data in known)]
+    void = {e.key for data in known for e in data.snapshot.examples("test")}
+    void -= {e.key for data in known for e in in_force(spec, data, "test")}
 
     made_from = [
         ("window", fresh.digest),
@@ -143,7 +160,7 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
         version = home.ledger.by_key(key)
         if version is None:
             learn = [*apart(home, spec, fresh, "train"), *replay]
-            old = [e for data in known for e in data.snapshot.examples("validation")] if replay else []
+            old = [e for data in known for e in in_force(spec, data, "validation")] if replay else []
             choose = [*apart(home, spec, fresh, "validation"), *old]
             adapter = home.ledger.files(champion.ref) if spec.retrain.start == "champion" else None
             tags = {"factory.flow": "retrain", "factory.previous": champion.ref}
@@ -163,91 +180,8 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
     for name in [s.name for s in slices]:
         line = ", ".join(f"{who} {scores[who][name].score:.3f}" for who in scores)
         voice.say(f"  on {name} (n={scores['candidate'][name].n}): {line}")
-    decision = judged(spec, version, scores, asked_gates(home, version, spec))
+    decision = judged(spec, version, scores, asked_gates(home, version, spec), void)
     return RetrainOutcome(version, champion, scores, "fresh", decision, False)
-
-
-def said_gain(outcome: RetrainOutcome, finding: Mapping[str, Any] | None) -> None:
-    """What the finding promised beside what came of it, on the fresh rows that judge."""
-    expected = (finding or {}).get("expected_gain")
-    if expected is not None:
-        promised = f"expected {expected:+.3f}"
-        voice.say(f"  gain on fresh rows: {promised}, came {outcome.gain.mean:+.3f} (bound {outcome.gain.low:+.3f})")
-
-
-def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
-    """The champion's spec over the new source, whose rows are split by hash like all others.
-
-    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic.
-    """
-    spec = AdapterSpec.model_validate(champion.spec)
-    if champion.kind != "adapter":
-        raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
-    classes = newcomers(spec, source) if start != "champion" else ()
-    data = spec.data.model_copy(
-        update={
-            "source": source,
-            "revision": None,
-            "query": None,
-            "where": {},
-            "labels": (*spec.data.labels, *classes),
-            "split": SplitSpec(validation=0.1, test=0.3),
-            "near": spec.data.near.model_copy(update={"leaks": "quarantine"}),
-            "max_quarantined": max(spec.data.max_quarantined, REPEATED_REQUESTS),
-            # one long message of a customer is no reason not to learn from the others
-            "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
-        }
-    )
-    asked = {"replay_share": replay_share, "start": "base" if classes else start}
-    how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
-    return spec.model_copy(update={"data": data, "retrain": how})
-
-
-def apart(home: Home, spec: AdapterSpec, fresh: Dataset, side: Side) -> list[Example]:
-    """The rows of one side that are not nearly a row which judges any version of the task, held against every one."""
-    rows = fresh.snapshot.examples(side)
-    frozen = [example.input for example, _ in frozen_examples(home, spec.task)]
-    near = near_rows([row.input for row in rows], frozen, spec.data.near.similarity)
-    if near:
-        voice.say(f"  {len(near)} {side} rows are nearly rows that judge, and are left out")
-    return [row for place, row in enumerate(rows) if place not in near]
-
-
-def newcomers(spec: AdapterSpec, source: str) -> tuple[str, ...]:
-    """Classes that the champion's head has no place for, and that the traffic holds often enough to be learned."""
-    if spec.kind != "classification" or not spec.data.labels:
-        return ()
-    rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
-    counts = Counter(row.columns.get(spec.data.label, "") for row in rows)
-    new = tuple(sorted(name for name in counts if name and name not in spec.data.labels))
-    enough = tuple(name for name in new if counts[name] >= NEW_CLASS_ROWS)
-    if enough:
-        voice.say(
-            f"  {len(enough)} new classes ({', '.join(enough[:5])}): a wider head, so a fresh adapter on the base"
-        )
-    return enough
-
-
-def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:
-    """Rows from all that the champion learned from, as many as the share asks for; the same rows every time.
-
-    Drawn by hash, target by target in turn, so that rare answers are replayed as well as frequent ones.
-    """
-    share = spec.retrain.replay_share
-    count = len(fresh.snapshot.examples("train"))
-    wanted = round(count * share / (1 - share)) if share < 1 else sum(len(d.snapshot.examples("train")) for d in known)
-    seen = {example.key for example in fresh.snapshot.examples("train")}
-    by_target: dict[str, list[Example]] = {}
-    for example in sorted((e for d in known for e in d.snapshot.examples("train")), key=lambda e: e.key):
-        if example.key not in seen:
-            seen.add(example.key)
-            by_target.setdefault(example.target, []).append(example)
-    chosen: list[Example] = []
-    for turn in range(max(map(len, by_target.values()), default=0)):
-        chosen += [rows[turn] for _, rows in sorted(by_target.items()) if turn < len(rows)]
-        if len(chosen) >= wanted:
-            break
-    return chosen[:wanted]
 
 
 def remembered(
@@ -325,10 +259,19 @@ def judged(
     version: VersionRecord,
     scores: Mapping[str, Mapping[str, EvaluationRecord]],
     asked: Sequence[Gate] = (),
+    void: Collection[str] = (),
 ) -> Decision:
-    """Better where the traffic is now, not worse on any frozen slice, better than the base, and what else is asked."""
+    """Better where the traffic is now, not worse on any frozen slice, better than the base, and what else is asked.
+
+    `void` are keys of frozen rows whose label holds no longer; a slice of which hardly any row is left proves nothing.
+    """
     gates, new, old, base = spec.evaluation.gates, scores["candidate"], scores["champion"], scores["base"]
     gained = gains_on_fresh(new["fresh"].outcomes, old["fresh"].outcomes, gates)
-    kept = [keeps_slice(name, new[name].outcomes, old[name].outcomes, gates) for name in new if name != "fresh"]
+    kept = []
+    for name in (name for name in new if name != "fresh"):
+        pairs = zip(new[name].keys, new[name].outcomes, old[name].outcomes, strict=True)
+        held = [(now, before) for key, now, before in pairs if key not in void]
+        if len(held) >= gates.min_rows or len(held) == new[name].n:
+            kept.append(keeps_slice(name, [now for now, _ in held], [before for _, before in held], gates))
     better = beats_base(new["fresh"].outcomes, base["fresh"].outcomes, gates)
     return judge(version.ref, [gained, *kept, better, *asked])

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.events import emit_event
 
-from flows.claims import ASKS, claimant_of, held_back
+from flows.claims import ASKS, claimant_of, held_back, interrupted, vain_retrains
 from flows.learn import datasets_of, threads
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
@@ -24,6 +24,7 @@ from infra.automations import DRIFT_EVENT, drift_resource
 from registry.fingerprint import fingerprint
 from registry.records import FindingRecord, VersionRecord
 from tasks.data.examples import Example, example_of, input_columns, target_columns
+from tasks.drift.asked_format import asks_format, has_format
 from tasks.drift.faults import floods
 from tasks.drift.observed import Observed
 from tasks.drift.traffic import newest, read_traffic
@@ -79,7 +80,8 @@ def watched(
     judged_on = reference_examples(home, champion, spec)
     reference, window = observed(spec, home.ledger.files(champion.ref), judged_on, [row.example for row in arrivals])
     window = graded(window, arrivals)
-    report = judge(reference, window, spec.drift, seed=spec.seed, set_aside=malformed)
+    vain = vain_retrains(home, champion)
+    report = judge(reference, window, spec.drift, seed=spec.seed, set_aside=malformed, in_vain=vain)
     digest = window_digest(arrivals)
     remembered = {
         **report.payload(),
@@ -123,8 +125,9 @@ def told_in_order(
 
 def call_for_retrain(home: Home, champion: VersionRecord, finding: FindingRecord, source: str | None) -> None:
     """The drift event, unless the window has caused a retrain already or the task is left in peace for now."""
-    wait = held_back(home, champion)
-    if claimant_of(home, champion.name, finding.window_digest) is not None:
+    again = interrupted(home, champion.name, finding.window_digest)
+    wait = None if again else held_back(home, champion)
+    if not again and claimant_of(home, champion.name, finding.window_digest) is not None:
         voice.say(f"  window {finding.window_digest[:12]} has caused a retrain already")
     elif wait is not None:
         voice.say(f"  no retrain before {wait.until:%Y-%m-%d %H:%M} UTC: {wait.because}")
@@ -212,7 +215,7 @@ def reference_examples(home: Home, champion: VersionRecord, spec: AdapterSpec) -
 def observed(spec: AdapterSpec, adapter: Path, *groups: Sequence[Example]) -> list[Observed]:
     """What the served adapter says to each group of rows, how sure it is, and where the base places them."""
     from tasks.drift.embedding import points_of
-    from tasks.evaluation.scoring import answers
+    from tasks.evaluation.scoring import answers, perplexities, score
     from tasks.methods.build import attached
     from tasks.training.base import load_base
 
@@ -220,13 +223,14 @@ def observed(spec: AdapterSpec, adapter: Path, *groups: Sequence[Example]) -> li
     found = []
     with threads(spec.resources.threads):
         points = [points_of(base, [row.input for row in rows]) for rows in groups]
+    # all may say as much, also where the truth is not known yet
     longest = max((len(base.tokenizer(row.target)["input_ids"]) for rows in groups for row in rows), default=1)
     with threads(spec.resources.threads), attached(base, adapter) as model:
-        for rows, places in zip(
-            groups, points, strict=True
-        ):  # all of them may say as much, also those whose truth is not known yet
+        for rows, places in zip(groups, points, strict=True):
             inputs = tuple(row.input for row in rows)
             said = answers(base, model, inputs, max_new_tokens=longest + 8)
+            right = tuple(float(answer.text == row.target) for answer, row in zip(said, rows, strict=True))
+            writes = spec.kind == "generation"
             found.append(
                 Observed(
                     inputs=inputs,
@@ -234,8 +238,13 @@ def observed(spec: AdapterSpec, adapter: Path, *groups: Sequence[Example]) -> li
                     confidences=tuple(answer.confidence for answer in said),
                     predictions=tuple(answer.text for answer in said),
                     labels=tuple(row.target for row in rows),
-                    outcomes=tuple(float(answer.text == row.target) for answer, row in zip(said, rows, strict=True)),
+                    outcomes=score(base, model, rows, spec.metric).outcomes
+                    if spec.metric == "token_accuracy"
+                    else right,
                     points=tuple(places),
+                    entropies=tuple(answer.entropy for answer in said),
+                    perplexities=tuple(perplexities(base, model, inputs)) if writes else (),
+                    well_formed=tuple(has_format(spec, answer.text) for answer in said) if asks_format(spec) else (),
                 )
             )
     return found

@@ -1,7 +1,8 @@
 """What happens by itself: the event that asks for a retrain, and the end of runs whose machine died.
 
-The retrain itself is a trigger in prefect.yaml, which `prefect deploy` replaces at every deployment; the names that the
-event must carry stand here, once, for the flow that emits it and the test that reads prefect.yaml.
+The retrain itself is a trigger in prefect.yaml, which `prefect deploy` replaces at every deployment, and so is the
+merge of what a promotion made stale; the names that these events must carry stand here, once, for the flow that emits
+them and the test that reads prefect.yaml.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 DRIFT_EVENT = "adapter.drift.detected"
+STALE_EVENT = "merged.stale"
 SILENT_RUNS = "runs that fell silent"
 MISSED_HEARTBEATS = 3
 _ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "AwaitingRetry")
@@ -28,6 +30,15 @@ def drift_resource(task: str) -> dict[str, str]:
     {'prefect.resource.id': 'adapter.triage', 'prefect.resource.name': 'triage'}
     """
     return {"prefect.resource.id": f"adapter.{task}", "prefect.resource.name": task}
+
+
+def stale_resource(name: str) -> dict[str, str]:
+    """What an event about a stale merge is about.
+
+    >>> stale_resource("desk")
+    {'prefect.resource.id': 'merged.desk', 'prefect.resource.name': 'desk'}
+    """
+    return {"prefect.resource.id": f"merged.{name}", "prefect.resource.name": name}
 
 
 def silent_runs() -> AutomationCore:

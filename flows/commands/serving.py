@@ -55,6 +55,9 @@ def retrain(
         Literal["base", "champion"] | None, typer.Option(help="base or champion; the spec's by default.")
     ] = None,
     promote: Annotated[bool, typer.Option(help="Serve the candidate if it passes every gate.")] = True,
+    labels_changed: Annotated[
+        bool, typer.Option("--labels-changed", help="The new labels hold where near-same inputs had others.")
+    ] = False,
 ) -> None:
     """Teach a moved task again: fresh rows plus replay; refused if it forgets (exit 5).
 
@@ -64,7 +67,8 @@ def retrain(
     from flows.promote import refuse_unless_passed
     from flows.retrain import retrain as flow
 
-    done = flow(task, str(Path(traffic).resolve()) if traffic else None, None, replay_share, start, promote)
+    source = str(Path(traffic).resolve()) if traffic else None
+    done = flow(task, source, None, replay_share, start, promote, labels_changed)
     state = "champion" if done.promoted else "kept, not promoted"
     tell(done, f"{done.version.ref}: {state}; {done.decision.sentence}")
     if promote:

@@ -64,11 +64,16 @@ class Alarm:
         return Alarm(False, at) if calm_windows >= needed else Alarm(True, self.since, calm_windows)
 
 
+def in_vain(begun: Sequence[Begun], *, champion: str, alarm: Alarm) -> int:
+    """Retrains that were begun against the present champion in the present episode: with success there would be another
+    champion."""
+    return sum(one.version == champion and (alarm.since is None or one.at >= alarm.since) for one in begun)
+
+
 def hold(begun: Sequence[Begun], *, champion: str, alarm: Alarm, now: datetime, retrain: RetrainSpec) -> Hold | None:
     """Why the next retrain has to wait; None if it may begin now.
 
-    The cooldown counts from the last retrain that was begun, whatever came of it. A retrain begun against the present
-    champion in the present episode was in vain, or there would be another champion.
+    The cooldown counts from the last retrain that was begun, whatever came of it, and doubles with each one in vain.
 
     >>> from datetime import UTC
     >>> noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -81,12 +86,12 @@ def hold(begun: Sequence[Begun], *, champion: str, alarm: Alarm, now: datetime, 
     if not begun:
         return None
     last = max(one.at for one in begun)
-    in_vain = sum(one.version == champion and (alarm.since is None or one.at >= alarm.since) for one in begun)
-    cooldown = timedelta(hours=retrain.cooldown_hours) * 2 ** min(in_vain, LONGEST_DOUBLING)
+    vain = in_vain(begun, champion=champion, alarm=alarm)
+    cooldown = timedelta(hours=retrain.cooldown_hours) * 2 ** min(vain, LONGEST_DOUBLING)
     if now < last + cooldown:
-        note = f" ({in_vain} retrain{'s' * (in_vain > 1)} of {champion} {'were' if in_vain > 1 else 'was'} in vain)"
+        note = f" ({vain} retrain{'s' * (vain > 1)} of {champion} {'were' if vain > 1 else 'was'} in vain)"
         hours = f"{cooldown / timedelta(hours=1):g} h"
-        return Hold(f"the cooldown of {hours} is not over{note * (in_vain > 0)}", last + cooldown)
+        return Hold(f"the cooldown of {hours} is not over{note * (vain > 0)}", last + cooldown)
     recent = sorted(one.at for one in begun if one.at > now - DAY)
     if len(recent) >= retrain.daily_budget:
         spent = f"{len(recent)} retrain{'s' * (len(recent) > 1)} in 24 h, {retrain.daily_budget} allowed"

@@ -18,7 +18,7 @@ Verdict = Literal[
     "performance loss",
     "pipeline fault",
 ]
-Action = Literal["nothing", "watch", "ask for labels", "retrain with replay", "stop and look"]
+Action = Literal["nothing", "watch", "ask for labels", "retrain with replay", "new adapter", "stop and look"]
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,17 @@ EXPLAINED = 0.25  # of the words' whole divergence: what may remain within the l
 RENAMED = 0.3  # share of never-seen labels, on inputs that stayed: so many new topics could not hide among the words
 
 
-def judge(reference: Observed, window: Observed, drift: DriftSpec, *, seed: int, set_aside: int = 0) -> DriftReport:
+def judge(
+    reference: Observed, window: Observed, drift: DriftSpec, *, seed: int, set_aside: int = 0, in_vain: int = 0
+) -> DriftReport:
     """The verdict on `window` against `reference`.
 
     At most `drift.false_alarm` of quiet windows get a verdict other than "no drift": half of it is the score's, where
     one is known, and the p-values of all available signals share the rest (Holm). A fall of the score asks for a
     retrain when its lower 95 % bound also exceeds `drift.score_drop`; where something else surely moved and no label is
     left to ask for, the measured fall is enough, for the gates stand before a candidate. `set_aside` counts rows of the
-    window's traffic that were malformed.
+    window's traffic that were malformed, `in_vain` retrains of this adapter that its gates refused: a new topic that it
+    cannot take up without losing what it knows asks for an adapter of its own.
 
     The same arguments give the same report. Permutation tests draw up to twice as often as the correction needs.
 
@@ -56,10 +59,10 @@ def judge(reference: Observed, window: Observed, drift: DriftSpec, *, seed: int,
     if broken:
         because = "; ".join(one.sentence for one in broken[:2])
         return _unweighed("pipeline fault", "stop and look", reference, window, because, broken)
-    return _weighed(paired(reference, window, np.random.default_rng([seed, 0])), drift, seed)
+    return _weighed(paired(reference, window, np.random.default_rng([seed, 0])), drift, seed, in_vain)
 
 
-def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
+def _weighed(pair: Paired, drift: DriftSpec, seed: int, in_vain: int) -> DriftReport:
     """All signals and the score, corrected together, and what they say about the cause."""
     most = min(20_000, max(199, math.ceil(2 * (len(SIGNALS) + 1) / drift.false_alarm)))
     tried = [
@@ -81,6 +84,8 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int) -> DriftReport:
     verdict = _cause(pair, told, known, fell and fall is not None and fall.fall >= drift.score_drop, drift, seed)
     guess = (pair.reference.confidences, pair.reference.outcomes, pair.window.confidences)
     action = _action(verdict, lost, fell, fall, drift, unlabelled=None in pair.window.labels)
+    if action == "retrain with replay" and verdict == "new topic" and in_vain:
+        action = "new adapter"
     return DriftReport(
         verdict=verdict,
         action=action,

@@ -80,6 +80,40 @@ def test_a_task_that_was_taught_just_now_is_told_when_it_may_be_again(factory: A
     assert "wait until 20" in refused.value.problems[0].remedy
 
 
+def test_a_retrain_that_was_stopped_leaves_its_window_open_and_one_that_was_refused_does_not(
+    factory: Any, intent: Any
+) -> None:
+    from flows.claims import ASKS, claimed, interrupted
+    from flows.wiring import opened
+    from registry.records import FindingRecord, VersionDraft
+    from tasks.errors import DataRefused, GateRefused
+
+    same = {name: getattr(intent.outcome.version, name) for name in ("artifact", "base", "code", "parents")}
+    with factory.active():
+        home, window = opened(), "f" * 64
+        spec = {**intent.outcome.version.spec, "task": "stopped"}
+        champion = home.ledger.register(
+            VersionDraft(name="stopped", kind="adapter", version_key="7" * 64, spec=spec, **same)
+        )
+        home.ledger.promote("stopped", champion.number, expected=None, decision={})
+        home.ledger.remember_finding(FindingRecord("stopped", champion.ref, window, "performance loss", ASKS, {}))
+        event = {"version": champion.ref, "window": window, "verdict": "performance loss"}
+        for _ in range(2):  # the second one goes on where the first was stopped, within its cooldown
+            with pytest.raises(KeyboardInterrupt), claimed(home, champion, event):
+                raise KeyboardInterrupt
+            assert interrupted(home, "stopped", window)
+        with pytest.raises(DataRefused), claimed(home, champion, event):
+            raise DataRefused.one("E-DATA-001", "rows", "are bad", "mend them")
+        assert not interrupted(home, "stopped", window)
+        with pytest.raises(GateRefused, match="has caused a retrain already"), claimed(home, champion, event):
+            raise AssertionError("it was taken up again")
+        from flows.claims import _key
+
+        states = factory.sql("SELECT state FROM attempts WHERE run = ? ORDER BY number", _key("stopped", window))
+    assert states == [("failed",), ("failed",), ("done",)]
+    assert factory.sql("SELECT count(*) FROM retrain_claims WHERE task = 'stopped'") == [(1,)]
+
+
 def test_a_hundred_tasks_at_once_hold_no_more_slots_than_there_are(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +140,7 @@ def test_a_hundred_tasks_at_once_hold_no_more_slots_than_there_are(
 
 def test_rows_near_a_frozen_row_never_enter_training(factory: Any, intent: Any, desk: Any) -> None:
     """Frozen rows come back with one letter more; the witness compares five-letter pieces, row by row."""
-    from flows.retrain import apart, asked_spec
+    from flows.replay import apart, asked_spec
     from flows.validate import frozen_examples, validated
     from flows.wiring import opened
 

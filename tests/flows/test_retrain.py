@@ -39,6 +39,8 @@ def test_replay_learns_the_new_keeps_the_old_and_is_served(factory: Any, moved: 
     assert factory.sql("SELECT number FROM promotions WHERE name = 'topic' ORDER BY seq")[:2] == [(1,), (4,)]
     (old,) = [name for name in done.scores["champion"] if name != "fresh"]
     assert done.scores["candidate"]["fresh"].score > done.scores["champion"]["fresh"].score + 0.5
+    assert done.expected_gain == moved.event["payload"]["expected_gain"] == moved.watched.report.expected_gain
+    assert f"expected {done.expected_gain:+.3f}, came {done.gain.mean:+.3f}" in done.kept_promise
     assert done.scores["candidate"][old].score > done.scores["champion"][old].score - 0.2
     for name in ("fresh", old):
         assert len({done.scores[who][name].keys for who in ("base", "champion", "candidate")}) == 1
@@ -181,13 +183,14 @@ def test_what_a_refused_candidate_lost_decides_what_the_next_one_does(
 
     told, decided = [], flow.judged
 
-    def judged(spec: Any, version: Any, scores: Any, asked: Any) -> Any:
+    def judged(spec: Any, version: Any, scores: Any, *rest: Any) -> Any:
         told.append((version.ref, spec.retrain.replay_share))
         if len(told) > 1:
-            return decided(spec, version, scores, asked)
+            return decided(spec, version, scores, *rest)
         return Decision(version.ref, (Gate("kept on test of old", -0.31, -0.4, -0.2, 126, False),))
 
     monkeypatch.setattr(flow, "judged", judged)
+    monkeypatch.setattr("flows.progress.voice.quiet", False)
     with factory.active():
         done = flow.retrain("topic", str(moved.traffic), promote=False)
     assert [share for _, share in told] == [0.5, 0.75]
@@ -216,3 +219,23 @@ def test_a_class_that_enters_a_sorted_task_gets_its_place_and_the_champion_is_wr
     strange = [o for key, o in zip(champion.keys, champion.outcomes, strict=True) if target.get(key) in new]
     assert set(strange) == {0.0}
     assert candidate.score > champion.score + 0.2
+
+
+def test_where_a_person_says_that_the_new_labels_hold_the_old_ones_are_neither_replayed_nor_judged_on(
+    factory: Any, mood: Any, desk: Any
+) -> None:
+    """Two labels are swapped in the traffic; the witness counts the frozen rows of the other two."""
+    from flows.retrain import retrain
+
+    first, second = desk["mood"].labels[:2]
+    swap = {first: second, second: first}
+    rows = [{**row, "label": swap.get(row["label"], row["label"])} for row in desk["mood"].rows(120, seed=12)]
+    with factory.active():
+        done = retrain("mood", str(factory.traffic("swapped.jsonl", rows)), promote=False, labels_changed=True)
+    (old,) = done.version.spec["retrain"]["outdated"]
+    assert set(done.version.spec["retrain"]["outdated"][old]) == {first, second}
+    table = pyarrow.parquet.read_table(factory.files(old)["examples.parquet"]).to_pylist()
+    kept = [row for row in table if row["side"] == "test" and row["target"] not in swap]
+    (gate,) = [gate for gate in done.decision.gates if gate.name.startswith("kept on ")]
+    assert 30 <= gate.n == len(kept)
+    assert done.scores["candidate"]["fresh"].score > done.scores["champion"]["fresh"].score + 0.2

@@ -11,7 +11,7 @@ from prefect import Flow
 from prefect.events import DeploymentEventTrigger
 from ruamel.yaml import YAML
 
-from infra.automations import DRIFT_EVENT, drift_resource
+from infra.automations import DRIFT_EVENT, STALE_EVENT, drift_resource, stale_resource
 from infra.deployments import declared, prefect_file
 from infra.pools import POOL
 
@@ -73,9 +73,15 @@ def test_a_drift_event_starts_the_retrain_of_its_task() -> None:
     assert resource["prefect.resource.name"] == "triage"
 
 
+def test_a_promotion_that_makes_a_merge_stale_starts_its_refresh() -> None:
+    (written,) = next(row for row in ROWS if row["name"] == "refresh")["triggers"]
+    assert DeploymentEventTrigger.model_validate(written).expect == {STALE_EVENT}
+    assert all(fnmatch(stale_resource("desk")[key], pattern) for key, pattern in written["match"].items())
+
+
 def test_only_what_needs_no_file_of_the_user_runs_by_itself() -> None:
     active = {row["name"]: s.get("parameters", {}) for row in ROWS for s in row.get("schedules", []) if s["active"]}
-    assert active == {"watch": {}}
+    assert active == {"watch": {}, "refresh": {}}
 
 
 def test_runs_start_where_their_relative_paths_are_meant() -> None:

@@ -275,3 +275,14 @@ def test_where_no_label_is_left_to_ask_for_a_sure_shift_with_a_measured_fall_ask
     assert judge(reference, open_ones, DRIFT, seed=0).action == "ask for labels"
     risen = judge(reference, with_score(window, 90), DRIFT, seed=0)
     assert (risen.verdict, risen.action) == ("input shift", "watch")
+
+
+def test_a_new_topic_that_the_adapter_could_not_take_up_asks_for_an_adapter_of_its_own(desk) -> None:
+    reference, window = desk().seen(600, 0), desk(new_rows=0.3).seen(300, 1)
+    fresh = tuple("planets" if "pluto" in x else label for x, label in zip(window.inputs, window.labels, strict=True))
+    entered = replace(window, labels=fresh)
+    first, again = (judge(reference, entered, DRIFT, seed=0, in_vain=vain) for vain in (0, 1))
+    assert (first.verdict, first.action) == ("new topic", "retrain with replay")
+    assert (again.verdict, again.action) == ("new topic", "new adapter")
+    other = judge(reference, desk(skill=0.7).seen(300, 2), DRIFT, seed=0, in_vain=3)
+    assert (other.verdict, other.action) == ("performance loss", "retrain with replay")

@@ -1,0 +1,117 @@
+"""What a retrain learns from: fresh rows that do not lean on the test, and a replay of all that was learned before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.progress import voice
+from flows.validate import Dataset, frozen_examples
+from flows.wiring import Home
+from registry.records import VersionRecord
+from tasks.data.examples import Example, input_columns
+from tasks.drift.apart import near_rows
+from tasks.drift.outdated import outdated_labels
+from tasks.drift.traffic import read_traffic
+from tasks.errors import SpecRefused
+from tasks.specs import AdapterSpec, Side, SplitSpec
+
+NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
+REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
+
+
+def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
+    """The champion's spec over the new source, whose rows are split by hash like all others.
+
+    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic.
+    """
+    spec = AdapterSpec.model_validate(champion.spec)
+    if champion.kind != "adapter":
+        raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
+    classes = newcomers(spec, source) if start != "champion" else ()
+    data = spec.data.model_copy(
+        update={
+            "source": source,
+            "revision": None,
+            "query": None,
+            "where": {},
+            "labels": (*spec.data.labels, *classes),
+            "split": SplitSpec(validation=0.1, test=0.3),
+            "near": spec.data.near.model_copy(update={"leaks": "quarantine"}),
+            "max_quarantined": max(spec.data.max_quarantined, REPEATED_REQUESTS),
+            # one long message of a customer is no reason not to learn from the others
+            "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
+        }
+    )
+    asked = {"replay_share": replay_share, "start": "base" if classes else start}
+    how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    return spec.model_copy(update={"data": data, "retrain": how})
+
+
+def apart(home: Home, spec: AdapterSpec, fresh: Dataset, side: Side) -> list[Example]:
+    """The rows of one side that are not nearly a row which judges any version of the task, held against every one."""
+    rows = fresh.snapshot.examples(side)
+    frozen = [example.input for example, _ in frozen_examples(home, spec.task)]
+    near = near_rows([row.input for row in rows], frozen, spec.data.near.similarity)
+    if near:
+        voice.say(f"  {len(near)} {side} rows are nearly rows that judge, and are left out")
+    return [row for place, row in enumerate(rows) if place not in near]
+
+
+def newcomers(spec: AdapterSpec, source: str) -> tuple[str, ...]:
+    """Classes that the champion's head has no place for, and that the traffic holds often enough to be learned."""
+    if spec.kind != "classification" or not spec.data.labels:
+        return ()
+    rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
+    counts = Counter(row.columns.get(spec.data.label, "") for row in rows)
+    new = tuple(sorted(name for name in counts if name and name not in spec.data.labels))
+    enough = tuple(name for name in new if counts[name] >= NEW_CLASS_ROWS)
+    if enough:
+        voice.say(
+            f"  {len(enough)} new classes ({', '.join(enough[:5])}): a wider head, so a fresh adapter on the base"
+        )
+    return enough
+
+
+def relabelled(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> AdapterSpec:
+    """The spec that remembers which labels of which earlier data sets hold no longer, by what the fresh rows say."""
+    news = [(e.input, e.target) for e in fresh.snapshot.examples("train")]
+    outdated = dict(spec.retrain.outdated)
+    for data in known:
+        names = outdated_labels([(e.input, e.target) for e in data.snapshot.examples("train")], news)
+        if names:
+            outdated[data.digest] = tuple(sorted({*outdated.get(data.digest, ()), *names}))
+            shown = ", ".join(sorted(name.strip() for name in names))
+            voice.say(f"  {data.ref}: its rows of {shown} are neither replayed nor judged on any more")
+    return spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"outdated": outdated})})
+
+
+def in_force(spec: AdapterSpec, data: Dataset, side: Side) -> list[Example]:
+    """The rows of one side of an earlier data set whose label still holds."""
+    outdated = spec.retrain.outdated.get(data.digest, ())
+    return [example for example in data.snapshot.examples(side) if example.target not in outdated]
+
+
+def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:
+    """Rows from all that the champion learned from, as many as the share asks for; the same rows every time.
+
+    Drawn by hash, target by target in turn, so that rare answers are replayed as well as frequent ones.
+    """
+    share = spec.retrain.replay_share
+    count = len(fresh.snapshot.examples("train"))
+    stock = [example for data in known for example in in_force(spec, data, "train")]
+    wanted = round(count * share / (1 - share)) if share < 1 else len(stock)
+    seen = {example.key for example in fresh.snapshot.examples("train")}
+    by_target: dict[str, list[Example]] = {}
+    for example in sorted(stock, key=lambda e: e.key):
+        if example.key not in seen:
+            seen.add(example.key)
+            by_target.setdefault(example.target, []).append(example)
+    chosen: list[Example] = []
+    for turn in range(max(map(len, by_target.values()), default=0)):
+        chosen += [rows[turn] for _, rows in sorted(by_target.items()) if turn < len(rows)]
+        if len(chosen) >= wanted:
+            break
+    return chosen[:wanted]
