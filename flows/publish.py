@@ -223,7 +223,7 @@ def retrain_section(outcome: RetrainOutcome) -> Section:
     title = f"{outcome.version.ref} against {outcome.champion.ref}"
     return Section(
         title,
-        (outcome.decision.sentence, *([outcome.kept_promise] if outcome.kept_promise else [])),
+        (outcome.decision.sentence, *outcome.sayings),
         (table, gates_table(outcome.decision)),
         (Figure(image, "Score per frozen slice, and the change against the version before."),),
     )

@@ -67,12 +67,35 @@ class RetrainOutcome:
         return gain(self.scores["candidate"][self.fresh].outcomes, self.scores["champion"][self.fresh].outcomes)
 
     @property
+    def blame(self) -> str:
+        """Whether the untouched base finds the fresh rows harder than the old ones, too: then it is the data."""
+        known = {who: [e for name, e in self.scores[who].items() if name != self.fresh] for who in ("base", "champion")}
+        if not known["champion"]:
+            return ""
+        then = {who: sum(e.score * e.n for e in some) / sum(e.n for e in some) for who, some in known.items()}
+        now = {who: self.scores[who][self.fresh].score for who in known}
+        fell = {who: then[who] - now[who] for who in known}
+        if fell["champion"] <= 0:
+            return ""
+        said = (
+            f"the champion fell from {then['champion']:.3f} on the old rows to {now['champion']:.3f} on the fresh ones"
+        )
+        base = f"the untouched base went from {then['base']:.3f} to {now['base']:.3f}"
+        cause = "the rows are harder" if fell["base"] >= fell["champion"] / 2 else "what the champion learned fits less"
+        return f"{said}, {base}: {cause}"
+
+    @property
     def kept_promise(self) -> str:
         """What was expected beside what came, on the fresh rows that judge; empty where nothing was promised."""
         if self.expected_gain is None:
             return ""
         came = f"came {self.gain.mean:+.3f} (bound {self.gain.low:+.3f})"
         return f"gain on fresh rows: expected {self.expected_gain:+.3f}, {came}"
+
+    @property
+    def sayings(self) -> tuple[str, ...]:
+        """What is said of it beside the gates."""
+        return tuple(filter(None, (self.blame, self.kept_promise)))
 
 
 @flow(name="retrain", description="Fresh traffic plus replay, trained, held against the champion on new and old rows.")
@@ -111,8 +134,8 @@ def retrain(
         outcome = best_of(home, spec, champion, fresh, 1 if asked_plainly else spec.retrain.attempts)
         expected = (finding or {}).get("expected_gain")
         outcome = replace(outcome, promoted=promote and outcome.decision.passed, expected_gain=expected)
-        if outcome.kept_promise:
-            voice.say(f"  {outcome.kept_promise}")
+        for line in outcome.sayings:
+            voice.say(f"  {line}")
         if outcome.promoted:
             moved(home, outcome.version, outcome.decision, champion)
             told_stale(home, task)
