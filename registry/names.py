@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from registry.columns import Table
 from registry.errors import Problem, Unknown
 from registry.records import SHORT
-from registry.tables import BaseRow, CodeRow, DatasetRow, NameRow, PromotionRow, Table, VersionRow, WithdrawalRow
+from registry.tables import BaseRow, CodeRow, DatasetRow, NameRow, PromotionRow, VersionRow, WithdrawalRow
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<alias>[a-z]+)|:(?P<number>[1-9][0-9]{{0,8}}))?")

@@ -10,66 +10,31 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
-    Boolean,
     CheckConstraint,
-    DateTime,
-    Dialect,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
-    Integer,
-    LargeBinary,
-    MetaData,
     String,
-    Text,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.orm import Mapped, mapped_column
 
-DIGEST = String(64)
-ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only under INTEGER PRIMARY KEY
-
-
-class Utc(TypeDecorator[datetime]):
-    """A moment with its zone; SQLite forgets the zone, so it is given back on reading."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return value if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
-
-
-class Table(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
+from registry.columns import DIGEST, Count, Digest, DigestKey, RowId, Side, Table, TextKey, Word
 
 
 class BaseRow(Table):
     __tablename__ = "bases"
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    name: Mapped[str] = mapped_column(Text)
-    revision: Mapped[str | None] = mapped_column(Text)
-    architecture: Mapped[str] = mapped_column(Text)
-    parameters: Mapped[int] = mapped_column(BigInteger)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    digest: Mapped[DigestKey]
+    name: Mapped[str]
+    revision: Mapped[str | None]
+    architecture: Mapped[str]
+    parameters: Mapped[Count]
+    created_at: Mapped[datetime]
 
 
 class DatasetRow(Table):
@@ -78,16 +43,16 @@ class DatasetRow(Table):
         CheckConstraint("rows_in = accepted + quarantined + deduplicated", name="rows_are_conserved"),
         CheckConstraint("purpose IN ('training', 'traffic')", name="purpose"),
     )
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    task: Mapped[str] = mapped_column(Text, index=True)
-    source: Mapped[str] = mapped_column(Text)
-    source_digest: Mapped[str] = mapped_column(Text)
-    rows_in: Mapped[int] = mapped_column(BigInteger)
-    accepted: Mapped[int] = mapped_column(BigInteger)
-    quarantined: Mapped[int] = mapped_column(BigInteger)
-    deduplicated: Mapped[int] = mapped_column(BigInteger)
-    purpose: Mapped[str] = mapped_column(String(16))
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    digest: Mapped[DigestKey]
+    task: Mapped[str] = mapped_column(index=True)
+    source: Mapped[str]
+    source_digest: Mapped[str]
+    rows_in: Mapped[Count]
+    accepted: Mapped[Count]
+    quarantined: Mapped[Count]
+    deduplicated: Mapped[Count]
+    purpose: Mapped[Word]
+    created_at: Mapped[datetime]
 
 
 class SplitRow(Table):
@@ -97,24 +62,24 @@ class SplitRow(Table):
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
     dataset: Mapped[str] = mapped_column(ForeignKey("datasets.digest"), primary_key=True)
     side: Mapped[str] = mapped_column(String(32), primary_key=True)
-    place: Mapped[int] = mapped_column(Integer)  # order in the record
-    rows: Mapped[int] = mapped_column(BigInteger)
+    place: Mapped[int]  # order in the record
+    rows: Mapped[Count]
 
 
 class SpecRow(Table):
     """What was asked for; `digest` is the fingerprint of `body`, so a spec that made many versions stands once."""
 
     __tablename__ = "specs"
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    body: Mapped[dict[str, Any]] = mapped_column(JSON)
+    digest: Mapped[DigestKey]
+    body: Mapped[dict[str, Any]]
 
 
 class CodeRow(Table):
     __tablename__ = "codes"
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    packages: Mapped[dict[str, str]] = mapped_column(JSON)
-    versions: Mapped[dict[str, str]] = mapped_column(JSON)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    digest: Mapped[DigestKey]
+    packages: Mapped[dict[str, str]]
+    versions: Mapped[dict[str, str]]
+    created_at: Mapped[datetime]
 
 
 class NameRow(Table):
@@ -122,8 +87,8 @@ class NameRow(Table):
 
     __tablename__ = "names"
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
-    last_number: Mapped[int] = mapped_column(Integer, default=0)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    last_number: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
 
 
 class VersionRow(Table):
@@ -133,21 +98,21 @@ class VersionRow(Table):
         CheckConstraint("number >= 1", name="numbers_start_at_one"),
         CheckConstraint("kind IN ('adapter', 'merged')", name="kind"),
     )
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
+    id: Mapped[RowId]
     name: Mapped[str] = mapped_column(ForeignKey("names.name"))
-    number: Mapped[int] = mapped_column(Integer)
-    kind: Mapped[str] = mapped_column(String(16))
+    number: Mapped[int]
+    kind: Mapped[Word]
     version_key: Mapped[str] = mapped_column(DIGEST, unique=True)
     artifact: Mapped[str] = mapped_column(DIGEST, index=True)
     base: Mapped[str] = mapped_column(ForeignKey("bases.digest"))
     code: Mapped[str] = mapped_column(ForeignKey("codes.digest"))
     spec: Mapped[str] = mapped_column(ForeignKey("specs.digest"))
-    manifest: Mapped[str] = mapped_column(DIGEST)  # what binds artifact, base, spec and code, in the store
-    metrics: Mapped[dict[str, float]] = mapped_column(JSON)
-    figures: Mapped[str | None] = mapped_column(DIGEST)
-    run: Mapped[str | None] = mapped_column(Text)
-    flow_run: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    manifest: Mapped[Digest]  # what binds artifact, base, spec and code, in the store
+    metrics: Mapped[dict[str, float]]
+    figures: Mapped[Digest | None]
+    run: Mapped[str | None]
+    flow_run: Mapped[str | None]
+    created_at: Mapped[datetime]
 
 
 class EdgeRow(Table):
@@ -163,9 +128,9 @@ class EdgeRow(Table):
         CheckConstraint("parent_id IS NULL OR parent_id < child_id", name="parents_come_first"),
         UniqueConstraint("child_id", "place"),
     )
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
+    id: Mapped[RowId]
     child_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
-    place: Mapped[int] = mapped_column(Integer)  # order in the draft
+    place: Mapped[int]  # order in the draft
     role: Mapped[str] = mapped_column(String(32))
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
     base: Mapped[str | None] = mapped_column(ForeignKey("bases.digest"), index=True)
@@ -177,9 +142,9 @@ class RowSetRow(Table):
     """Which examples were scored, once for all evaluations on them. Compressed JSON: a list of keys."""
 
     __tablename__ = "row_sets"
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    n: Mapped[int] = mapped_column(Integer)
-    keys: Mapped[bytes] = mapped_column(LargeBinary)
+    digest: Mapped[DigestKey]
+    n: Mapped[int]
+    keys: Mapped[bytes]
 
 
 class EvaluationRow(Table):
@@ -192,19 +157,19 @@ class EvaluationRow(Table):
         UniqueConstraint("version_id", "dataset", "side", "metric", "row_set"),
         UniqueConstraint("base", "dataset", "side", "metric", "row_set"),
     )
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
+    id: Mapped[RowId]
     version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
     base: Mapped[str | None] = mapped_column(ForeignKey("bases.digest"))
     dataset: Mapped[str] = mapped_column(ForeignKey("datasets.digest"), index=True)
-    side: Mapped[str] = mapped_column(String(32))
+    side: Mapped[Side]
     metric: Mapped[str] = mapped_column(String(64))
     score: Mapped[float]
-    n: Mapped[int] = mapped_column(Integer)
+    n: Mapped[int]
     low: Mapped[float]
     high: Mapped[float]
     row_set: Mapped[str] = mapped_column(ForeignKey("row_sets.digest"))
-    outcomes: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)  # compressed JSON: outcomes and confidences
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    outcomes: Mapped[bytes] = mapped_column(deferred=True)  # compressed JSON: outcomes and confidences
+    created_at: Mapped[datetime]
 
 
 class PromotionRow(Table):
@@ -224,17 +189,17 @@ class PromotionRow(Table):
         CheckConstraint("previous IS NULL OR previous <> number", name="something_moves"),
         CheckConstraint("move IN ('promote', 'rollback')", name="move"),
     )
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
+    id: Mapped[RowId]
     name: Mapped[str] = mapped_column(ForeignKey("names.name"))
-    seq: Mapped[int] = mapped_column(Integer)
-    prior_seq: Mapped[int | None] = mapped_column(Integer)
-    move: Mapped[str] = mapped_column(String(16))
-    previous: Mapped[int | None] = mapped_column(Integer)
-    number: Mapped[int] = mapped_column(Integer)
-    decision: Mapped[dict[str, Any]] = mapped_column(JSON)
-    actor: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    seq: Mapped[int]
+    prior_seq: Mapped[int | None]
+    move: Mapped[Word]
+    previous: Mapped[int | None]
+    number: Mapped[int]
+    decision: Mapped[dict[str, Any]]
+    actor: Mapped[str]
+    reason: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class WindowRow(Table):
@@ -242,11 +207,11 @@ class WindowRow(Table):
 
     __tablename__ = "windows"
     __table_args__ = (CheckConstraint("rows >= 0", name="rows"),)
-    task: Mapped[str] = mapped_column(Text, primary_key=True)
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    rows: Mapped[int] = mapped_column(BigInteger)
-    source: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    task: Mapped[TextKey]
+    digest: Mapped[DigestKey]
+    rows: Mapped[Count]
+    source: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class FindingRow(Table):
@@ -255,14 +220,14 @@ class FindingRow(Table):
         UniqueConstraint("version_id", "window_digest"),
         ForeignKeyConstraint(["task", "window_digest"], ["windows.task", "windows.digest"]),
     )
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
-    task: Mapped[str] = mapped_column(Text, index=True)
+    id: Mapped[RowId]
+    task: Mapped[str] = mapped_column(index=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
-    window_digest: Mapped[str] = mapped_column(DIGEST)
+    window_digest: Mapped[Digest]
     verdict: Mapped[str] = mapped_column(String(64))
     action: Mapped[str] = mapped_column(String(64))
-    report: Mapped[dict[str, Any]] = mapped_column(JSON)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
 
 
 class ClaimRow(Table):
@@ -270,20 +235,20 @@ class ClaimRow(Table):
 
     __tablename__ = "retrain_claims"
     __table_args__ = (ForeignKeyConstraint(["task", "window_digest"], ["windows.task", "windows.digest"]),)
-    task: Mapped[str] = mapped_column(Text, primary_key=True)
-    window_digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    task: Mapped[TextKey]
+    window_digest: Mapped[DigestKey]
     finding_id: Mapped[int] = mapped_column(ForeignKey("findings.id"))
-    claimant: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    claimant: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class LeaseRow(Table):
     """`token` only ever rises, so that a holder whose time ran out can be told from its successor."""
 
     __tablename__ = "leases"
-    name: Mapped[str] = mapped_column(Text, primary_key=True)
-    holder: Mapped[str] = mapped_column(Text)
-    token: Mapped[int] = mapped_column(BigInteger)
+    name: Mapped[TextKey]
+    holder: Mapped[str]
+    token: Mapped[Count]
     expires_seconds: Mapped[float]  # since 1970, by the database's clock
 
 
@@ -291,8 +256,8 @@ class RunRow(Table):
     """Something to be made once: `key` is the version key that it will have."""
 
     __tablename__ = "runs"
-    key: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    key: Mapped[DigestKey]
+    created_at: Mapped[datetime]
 
 
 class AttemptRow(Table):
@@ -304,15 +269,15 @@ class AttemptRow(Table):
         CheckConstraint("state IN ('running', 'done', 'failed', 'lost')", name="state"),
         CheckConstraint("(state = 'running') = (ended_at IS NULL)", name="ended"),
     )
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
+    id: Mapped[RowId]
     run: Mapped[str] = mapped_column(ForeignKey("runs.key"))
-    number: Mapped[int] = mapped_column(Integer)
-    token: Mapped[int] = mapped_column(BigInteger)
-    holder: Mapped[str] = mapped_column(Text)
-    state: Mapped[str] = mapped_column(String(16))
-    outcome: Mapped[str] = mapped_column(Text)
-    started_at: Mapped[datetime] = mapped_column(Utc)
-    ended_at: Mapped[datetime | None] = mapped_column(Utc)
+    number: Mapped[int]
+    token: Mapped[Count]
+    holder: Mapped[str]
+    state: Mapped[Word]
+    outcome: Mapped[str]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class WithdrawalRow(Table):
@@ -321,9 +286,9 @@ class WithdrawalRow(Table):
     __tablename__ = "withdrawals"
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True, autoincrement=False)
     cause_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
-    actor: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    actor: Mapped[str]
+    reason: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class SignatureRow(Table):
@@ -331,9 +296,9 @@ class SignatureRow(Table):
 
     __tablename__ = "signatures"
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True, autoincrement=False)
-    key: Mapped[str] = mapped_column(DIGEST, primary_key=True)  # SHA-256 of the public key
-    seal: Mapped[str] = mapped_column(DIGEST)
-    created_at: Mapped[datetime] = mapped_column(Utc)
+    key: Mapped[DigestKey]  # SHA-256 of the public key
+    seal: Mapped[Digest]
+    created_at: Mapped[datetime]
 
 
 class TrafficRow(Table):
@@ -341,11 +306,11 @@ class TrafficRow(Table):
 
     __tablename__ = "traffic"
     __table_args__ = (Index("ix_traffic_task_at", "task", "at"),)
-    task: Mapped[str] = mapped_column(Text, primary_key=True)
-    event: Mapped[str] = mapped_column(Text, primary_key=True)
-    at: Mapped[datetime | None] = mapped_column(Utc)
-    source: Mapped[str] = mapped_column(Text)
-    columns: Mapped[dict[str, str]] = mapped_column(JSON)
+    task: Mapped[TextKey]
+    event: Mapped[TextKey]
+    at: Mapped[datetime | None]
+    source: Mapped[str]
+    columns: Mapped[dict[str, str]]
 
 
 class TrafficIngestRow(Table):
@@ -356,16 +321,16 @@ class TrafficIngestRow(Table):
         CheckConstraint("rows_in = accepted + repeated + set_aside", name="rows_are_conserved"),
         CheckConstraint("late <= repeated", name="late"),
     )
-    task: Mapped[str] = mapped_column(Text, primary_key=True)
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
-    source: Mapped[str] = mapped_column(Text)
-    through: Mapped[int] = mapped_column(BigInteger)
-    rows_in: Mapped[int] = mapped_column(BigInteger)
-    accepted: Mapped[int] = mapped_column(BigInteger)
-    repeated: Mapped[int] = mapped_column(BigInteger)
-    late: Mapped[int] = mapped_column(BigInteger)
-    set_aside: Mapped[int] = mapped_column(BigInteger)
-    finished: Mapped[bool] = mapped_column(Boolean)
+    task: Mapped[TextKey]
+    digest: Mapped[DigestKey]
+    source: Mapped[str]
+    through: Mapped[Count]
+    rows_in: Mapped[Count]
+    accepted: Mapped[Count]
+    repeated: Mapped[Count]
+    late: Mapped[Count]
+    set_aside: Mapped[Count]
+    finished: Mapped[bool]
 
 
 class TrafficAsideRow(Table):
@@ -373,19 +338,19 @@ class TrafficAsideRow(Table):
 
     __tablename__ = "traffic_set_aside"
     __table_args__ = (ForeignKeyConstraint(["task", "digest"], ["traffic_ingests.task", "traffic_ingests.digest"]),)
-    task: Mapped[str] = mapped_column(Text, primary_key=True)
-    digest: Mapped[str] = mapped_column(DIGEST, primary_key=True)
+    task: Mapped[TextKey]
+    digest: Mapped[DigestKey]
     row: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    field: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)
+    field: Mapped[str]
+    reason: Mapped[str]
 
 
 class OutboxRow(Table):
     __tablename__ = "outbox"
     __table_args__ = (CheckConstraint("topic IN ('version', 'promotion', 'evaluation', 'withdrawal')", name="topic"),)
-    id: Mapped[int] = mapped_column(ROW_ID, primary_key=True)
-    topic: Mapped[str] = mapped_column(String(16))
-    name: Mapped[str] = mapped_column(Text)
-    number: Mapped[int | None] = mapped_column(Integer)
-    created_at: Mapped[datetime] = mapped_column(Utc)
-    delivered_at: Mapped[datetime | None] = mapped_column(Utc, index=True)
+    id: Mapped[RowId]
+    topic: Mapped[Word]
+    name: Mapped[str]
+    number: Mapped[int | None]
+    created_at: Mapped[datetime]
+    delivered_at: Mapped[datetime | None] = mapped_column(index=True)
