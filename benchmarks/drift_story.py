@@ -194,10 +194,10 @@ def by_verdict(stage: Stage, place: int, life: Life) -> str:
             life.told.append(seen.report.sentence)
     if events:
         retrained(stage, life, finding=dict(events[0]["payload"]))
-    elif seen.report.verdict == "concept shift":  # a person looks, and says that the new labels hold
+    elif seen.report.verdict == "concept shift":  # a person looks, and says since when
         life.labels += len(rows) - known
         stage.arrive(place, len(rows))
-        retrained(stage, life, labels_changed=True)
+        retrained(stage, life, labels_changed=f"2026-{1 + place:02}-01")
     return stage.task
 
 

@@ -16,7 +16,7 @@ from tasks.drift.apart import near_rows
 from tasks.drift.outdated import outdated_labels
 from tasks.drift.traffic import read_traffic
 from tasks.errors import SpecRefused
-from tasks.specs import AdapterSpec, Side, SplitSpec
+from tasks.specs import AdapterSpec, Side, SplitSpec, moment_of
 
 NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
@@ -75,8 +75,25 @@ def newcomers(spec: AdapterSpec, source: str) -> tuple[str, ...]:
     return enough
 
 
-def relabelled(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> AdapterSpec:
-    """The spec that remembers which labels of which earlier data sets hold no longer, by what the fresh rows say."""
+def moment_asked(text: str | None) -> datetime | None:
+    """
+    Raises:
+        SpecRefused: the text is no ISO 8601 date or time.
+    """
+    try:
+        return moment_of(text) if text else None
+    except ValueError:
+        raise SpecRefused.one(
+            "E-SPEC-014", "--labels-changed", f"{text!r} is no date or time", "write 2026-03-01 or 2026-03-01T12:00Z"
+        ) from None
+
+
+def relabelled(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset], start: str | None) -> AdapterSpec:
+    """The spec that remembers which labels of which earlier data sets hold no longer, by what the fresh rows say.
+
+    The champion has learned the opposite of these, so a fresh adapter on the base is the shorter way unless `start` was
+    asked for.
+    """
     news = [(e.input, e.target) for e in fresh.snapshot.examples("train")]
     outdated = dict(spec.retrain.outdated)
     for data in known:
@@ -85,7 +102,8 @@ def relabelled(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> A
             outdated[data.digest] = tuple(sorted({*outdated.get(data.digest, ()), *names}))
             shown = ", ".join(sorted(name.strip() for name in names))
             voice.say(f"  {data.ref}: its rows of {shown} are neither replayed nor judged on any more")
-    return spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"outdated": outdated})})
+    changed = {"outdated": outdated, "start": start or ("base" if outdated else spec.retrain.start)}
+    return spec.model_copy(update={"retrain": spec.retrain.model_copy(update=changed)})
 
 
 def in_force(spec: AdapterSpec, data: Dataset, side: Side) -> list[Example]:

@@ -30,7 +30,7 @@ from flows.promote import moved
 from flows.publish import mirrored, publish_retrain
 from flows.refresh import told_stale
 from flows.repairing import trained_well
-from flows.replay import apart, asked_spec, in_force, relabelled, replayed
+from flows.replay import apart, asked_spec, in_force, moment_asked, relabelled, replayed
 from flows.resuming import working_on
 from flows.traffic import labelled_traffic
 from flows.validate import Dataset, identified, remembered_dataset, validated
@@ -106,7 +106,7 @@ def retrain(
     replay_share: float | None = None,
     start: Literal["base", "champion"] | None = None,
     promote: bool = True,
-    labels_changed: bool = False,
+    labels_changed: str | None = None,
 ) -> RetrainOutcome:
     """A new version of a served task.
 
@@ -117,19 +117,24 @@ def retrain(
         replay_share: Share of the training rows drawn from all that the champion learned from; the spec's by default.
         start: A fresh adapter on the base, or continue from the champion; the spec's by default.
         promote: Serve the candidate if it passes every gate.
-        labels_changed: A person says that the new labels hold where near-same inputs had others: rows of these labels
-            are neither replayed nor judged on.
+        labels_changed: A person says that like inputs have other labels since this date or time: requests before it are
+            not fresh, and earlier rows of these labels are neither replayed nor judged on.
+
+    Raises:
+        SpecRefused: `labels_changed` is no date or time.
     """
     home = opened()
     champion = home.ledger.champion(task)
     if champion is None:
         raise nothing_to_watch(task, champion)
     with claimed(home, champion, finding):
-        source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion)
+        since = moment_asked(labels_changed)
+        source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion, since)
         spec = asked_spec(champion, source, replay_share, start)
         fresh = validated(home, spec, purpose="traffic")
-        if labels_changed:
-            spec = relabelled(spec, fresh, [remembered_dataset(home, digest) for digest in datasets_of(champion)])
+        if since:
+            known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
+            spec = relabelled(spec, fresh, known, start)
         asked_plainly = replay_share is not None or start is not None  # a recipe that somebody chose is not changed
         outcome = best_of(home, spec, champion, fresh, 1 if asked_plainly else spec.retrain.attempts)
         expected = (finding or {}).get("expected_gain")

@@ -56,8 +56,8 @@ def retrain(
     ] = None,
     promote: Annotated[bool, typer.Option(help="Serve the candidate if it passes every gate.")] = True,
     labels_changed: Annotated[
-        bool, typer.Option("--labels-changed", help="The new labels hold where near-same inputs had others.")
-    ] = False,
+        str | None, typer.Option(metavar="SINCE", help="Like inputs have other labels since this date or time.")
+    ] = None,
 ) -> None:
     """Teach a moved task again: fresh rows plus replay; refused if it forgets (exit 5).
 

@@ -231,11 +231,20 @@ def test_where_a_person_says_that_the_new_labels_hold_the_old_ones_are_neither_r
     swap = {first: second, second: first}
     rows = [{**row, "label": swap.get(row["label"], row["label"])} for row in desk["mood"].rows(120, seed=12)]
     with factory.active():
-        done = retrain("mood", str(factory.traffic("swapped.jsonl", rows)), promote=False, labels_changed=True)
+        done = retrain("mood", str(factory.traffic("swapped.jsonl", rows)), promote=False, labels_changed="2026-01-01")
     (old,) = done.version.spec["retrain"]["outdated"]
     assert set(done.version.spec["retrain"]["outdated"][old]) == {first, second}
+    assert done.version.spec["retrain"]["start"] == "base"  # the champion has learned the opposite
     table = pyarrow.parquet.read_table(factory.files(old)["examples.parquet"]).to_pylist()
     kept = [row for row in table if row["side"] == "test" and row["target"] not in swap]
     (gate,) = [gate for gate in done.decision.gates if gate.name.startswith("kept on ")]
     assert 30 <= gate.n == len(kept)
     assert done.scores["candidate"]["fresh"].score > done.scores["champion"]["fresh"].score + 0.2
+
+
+def test_what_is_no_date_is_refused_before_anything_is_read(factory: Any, mood: Any) -> None:
+    before = factory.remembered()
+    said = factory.run("--quiet", "retrain", "mood", "--labels-changed", "lately")
+    assert said.code == 2
+    assert said.lines[-1].startswith("E-SPEC-014 --labels-changed: 'lately' is no date or time")
+    assert factory.remembered() == before
