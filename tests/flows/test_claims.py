@@ -29,7 +29,7 @@ def asking(factory: Any, intent: Any) -> Any:
 
 
 def test_a_thousand_duplicate_and_shuffled_events_cause_one_run(factory: Any, asking: Any) -> None:
-    """Ten windows of one task, each reported a hundred times, by eight workers: the cooldown holds the others."""
+    """K06: ten windows of one task, each reported a hundred times, by eight workers: the cooldown holds the others."""
     from flows.claims import claim
     from flows.wiring import opened
     from registry.errors import RegistryError

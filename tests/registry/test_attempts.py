@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows import keep
-from flows.keep import turn_to_make
+from flows.keep import sole, turn_to_make
 from registry.errors import Conflict
 from registry.fsck import fsck
 from registry.ledger import Ledger
@@ -60,6 +60,32 @@ def test_of_eight_processes_that_want_one_version_one_makes_it_and_all_get_it(ur
     assert [(a.number, a.state, a.outcome) for a in workshop.ledger.attempts(draft.version_key)] == [
         (1, "done", "triage:1")
     ]
+    assert fsck(workshop.ledger, workshop.store) == ()
+
+
+def test_of_eight_specs_of_one_task_all_register_and_each_is_judged_against_the_champion_that_stands(
+    url, workshop, tmp_path
+):
+    """K04: the gate lets one in at a time, so none of them meets a champion that it was not held against."""
+    drafts = [workshop.draft("triage", place) for place in range(WANTED)]
+
+    def work(place: int) -> None:
+        home = home_of(url, workshop.store.root)
+        number = home.ledger.register(drafts[place]).number
+        with sole(home, "promote:triage", why="a candidate is being judged") as lease:
+            champion = home.ledger.champion("triage")
+            keep.time.sleep(0.01)  # as long as judging takes
+            expected = champion.number if champion else None
+            home.ledger.promote("triage", number, expected=expected, decision={}, lease=lease)
+
+    children = start(work, WANTED)
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * WANTED
+    assert {workshop.ledger.by_key(draft.version_key).artifact for draft in drafts} == {d.artifact for d in drafts}
+    links = workshop.ledger.history("triage")
+    assert sorted(link.number for link in links) == list(range(1, WANTED + 1))
+    assert [link.previous for link in links] == [None, *(link.number for link in links[:-1])]
     assert fsck(workshop.ledger, workshop.store) == ()
 
 

@@ -20,6 +20,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def test_eight_processes_may_open_an_empty_database_at_once(empty_url):
+    """K07: whoever comes first builds the schema."""
     barrier = FORK.Barrier(8)
 
     def work() -> None:
