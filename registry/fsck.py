@@ -39,7 +39,8 @@ def fsck(ledger: Ledger, store: Store) -> tuple[Problem, ...]:
     """Everything that is wrong; empty when all invariants hold.
 
     - the database is whole; every file of every version, figure set and data set verifies;
-    - numbers run 1..last of each name; each promotion chain runs 1..n, each link from the one before to a version;
+    - numbers run 1..last of each name; each promotion chain runs 1..n, each link from the one before to a version that
+      passed every gate of the decision that moved it;
     - from every version one walks to a base, code and data, and never in a circle;
     - rows in = accepted + quarantined + deduplicated; every evaluation has its outcomes on the rows that it names;
     - every manifest says what the ledger says; where a key is configured, champions are signed with it;
@@ -76,7 +77,7 @@ def _numbers(session: Session) -> Iterator[Problem]:
 
 
 def _chains(session: Session) -> Iterator[Problem]:
-    """Link k is number k, starts where link k - 1 ended, and ends at a version that is there."""
+    """Link k is number k, starts where link k - 1 ended, and ends at a version that is there and passed its gates."""
     versions = set(session.execute(select(VersionRow.name, VersionRow.number)).tuples())
     before: dict[str, tuple[int, int | None]] = {}
     for row in session.scalars(select(PromotionRow).order_by(PromotionRow.name, PromotionRow.seq)):
@@ -88,6 +89,10 @@ def _chains(session: Session) -> Iterator[Problem]:
             yield Problem("E-LEDGER-104", where, f"starts at v{row.previous}, the chain stood at v{number}", RESTORE)
         if (row.name, row.number) not in versions:
             yield Problem("E-LEDGER-105", where, f"makes v{row.number} champion, which does not exist", RESTORE)
+        for gate in row.decision.get("gates", ()):
+            if not gate["passed"]:
+                wrong = f"made v{row.number} champion past a gate that it failed: {gate['name']}"
+                yield Problem("E-LEDGER-114", where, wrong, f"factory rollback {row.name}")
         before[row.name] = (row.seq, row.number)
 
 

@@ -101,6 +101,7 @@ def fsck(
     Example: `factory fsck --repair`
     """
     ready()
+    from flows.judging_rows import shared_rows
     from flows.wiring import opened
     from registry.errors import IntegrityError
     from registry.fsck import fsck as check
@@ -112,7 +113,7 @@ def fsck(
         from registry.repair import repair as set_right
 
         repaired = set_right(home.ledger, home.store, in_mlflow(home.ledger, home.tracker))
-    findings = check(home.ledger, home.store)
+    findings = (*check(home.ledger, home.store), *shared_rows(home))
     value = {"repaired": list(repaired), "findings": [str(finding) for finding in findings]}
     tell(value, *repaired, *(["every invariant holds"] if not findings else []))
     if findings:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from registry.records import VersionDraft
+from registry.records import EvaluationRecord, VersionDraft
 
 
 @pytest.fixture
@@ -75,6 +76,35 @@ def test_a_damaged_adapter_comes_back_from_mlflow(factory: Any, intent: Any) -> 
     finally:
         path.chmod(0o644)
         path.write_bytes(whole)
+
+
+def test_a_version_that_was_judged_on_rows_it_learned_from_is_found(
+    factory: Any, intent: Any, moved: Any, new_factory: Callable[[], Any]
+) -> None:
+    """In a home of its own; the versions that were trained, moved and taught again here are none of those."""
+    from flows.judging_rows import shared_rows
+    from flows.validate import remembered_dataset
+    from flows.wiring import opened
+
+    version, other = intent.outcome.version, new_factory()
+    with factory.active():
+        assert list(shared_rows(opened())) == []
+        base, files = opened().ledger.base(version.base), opened().ledger.files(version.ref)
+        data = remembered_dataset(opened(), version.parents[0].ref.removeprefix("dataset:"))
+    keys = tuple(row.key for row in data.snapshot.examples("train")[:3])
+    score = EvaluationRecord(data.digest, "test", "exact_match", 1.0, 3, 0.5, 1.0, keys, (1.0,) * 3)
+    with other.active():
+        ledger, store = opened().ledger, opened().store
+        ledger.remember_base(base)
+        assert store.put(data.snapshot.folder) == data.digest
+        ledger.remember_dataset(data.record)
+        draft = {"name": "vain", "kind": "adapter", "version_key": "7" * 64, "spec": version.spec}
+        made_from = {"base": version.base, "code": opened().code.digest, "parents": version.parents[:1]}
+        ledger.register(VersionDraft(**draft, **made_from, artifact=store.put(files), evaluations=(score,)))
+    said = other.run("fsck")
+    assert said.code == 4
+    assert [line.partition(": ")[0] for line in said.lines] == ["E-LEDGER-115 vain:1"]
+    assert "3 of its test rows are train rows" in said.lines[0]
 
 
 def test_without_a_key_nothing_is_signed_and_that_is_one_line(factory: Any, intent: Any) -> None:

@@ -56,6 +56,11 @@ def test_an_empty_ledger_has_no_findings(ledger, store):
     [
         ("DELETE FROM promotions WHERE seq = 2", "E-LEDGER-104", "triage promotion 3"),
         ("UPDATE promotions SET previous = 1 WHERE seq = 3", "E-LEDGER-104", "triage promotion 3"),
+        (
+            """UPDATE promotions SET decision = '{"gates":[{"name":"gain","passed":false}]}' WHERE seq = 3""",
+            "E-LEDGER-114",
+            "triage promotion 3",
+        ),
         ("UPDATE promotions SET number = 9 WHERE seq = 3", "E-LEDGER-105", "triage promotion 3"),
         ("DELETE FROM versions WHERE number = 3", "E-LEDGER-103", "triage"),
         ("UPDATE names SET last_number = 7 WHERE name = 'triage'", "E-LEDGER-103", "triage"),
