@@ -31,8 +31,8 @@ from tasks.evaluation.scoring import Scores, score
 from tasks.evaluation.yardstick import untouched
 from tasks.merging.apply import applied
 from tasks.merging.distillation import distilled
+from tasks.merging.forecast import foretold
 from tasks.merging.merge import MergePlan, Parent, check_parents, merged_updates
-from tasks.merging.overlap import forecast, summary
 from tasks.merging.regression import regression_mean
 from tasks.methods.build import attached
 from tasks.training.encoding import encode
@@ -40,6 +40,7 @@ from tasks.training.head import start_head_from_class_means
 
 SIDES = ("validation", "test")
 LESSON_ROWS = 400
+PAIR_ROWS = 200  # validation rows per task on which the forecast is checked
 GRID: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
     ("average", (1.0,), (1.0,)),
     ("task_arithmetic", (1.0,), (0.3, 0.5)),
@@ -96,23 +97,24 @@ def main() -> int:
     regmean = measured(bench, plan)
     found = [(f"{LESSON_ROWS} rows a task", regmean, 1.0)]
     best["regmean"] = best_setting(bench, plan, alone["validation"], "regmean", found)
-    chosen = max(best, key=lambda rule: (round(min(best[rule].kept.values()), 2), mean(best[rule].kept)))
     if asked.steps:
         taught = cache(lambda: alignment(bench, plan, regmean(), asked.steps))
         found = [(f"{asked.steps} steps from regmean", taught, 1.0)]
         best["distilled"] = best_setting(bench, plan, alone["validation"], "distilled", found)
+    chosen = max(best, key=lambda rule: (round(min(best[rule].kept.values()), 2), mean(best[rule].kept)))
     rows = {"base": alone["test"]["base"], "routing": alone["test"]["experts"]}
     for rule, one in best.items():
         rows[f"{rule} ({one.how})"] = scored(bench, plan, rule, one, "test")
         print(f"  test, {rule} ({one.how}): {retentions(rows[f'{rule} ({one.how})'], alone['test'])}", flush=True)
     if asked.kind == "classification":
-        for rule in (chosen, "distilled") if asked.steps else (chosen,):
+        for rule in ("regmean", "distilled") if asked.steps else ("regmean",):
             name = f"{rule} ({best[rule].how}), heads refitted"
             rows[name] = scored(bench, plan, f"{rule} refitted", best[rule], "test", refit=True)
     kept = {name: retentions(found, alone["test"]) for name, found in rows.items()}
     say_table(bench, rows, kept)
     print(f"chosen on validation rows: {chosen}", flush=True)
-    print(summary(forecast(plan)), flush=True)
+    print(foretold(plan).summary, flush=True)
+    foresight(bench, plan, alone["validation"])
     print(json.dumps({"kind": asked.kind, "chosen": chosen, "kept": {n: rounded(k) for n, k in kept.items()}}))
     return 0
 
@@ -239,6 +241,43 @@ def say_table(bench: Bench, rows: Mapping[str, Scored], kept: Mapping[str, Mappi
             f"| {model} | {' | '.join(cells)} | {mean(kept[model]):.0%} | {min(kept[model].values()):.0%} |", flush=True
         )
     print("n: " + ", ".join(f"{task.name} {len(bench.rows(task, 'test'))}" for task in bench.tasks), flush=True)
+
+
+def foresight(bench: Bench, plan: MergePlan, alone: dict[str, Scored]) -> None:
+    """How well the adapters alone foretell what is kept: of every pair of tasks and of all together, each parent's
+    interference beside what a plain mean and an aligned merge keep of it on validation rows."""
+    seen: dict[str, list[tuple[float, dict[str, float], str]]] = {"pairs": [], "all": []}
+    for group in [*itertools.combinations(bench.tasks, 2), tuple(bench.tasks)]:
+        few = Bench(list(group), {**bench.most, "validation": min(PAIR_ROWS, bench.most["validation"])}, bench.cache)
+        some = check_parents([one for one in plan.parents if one.task in {task.name for task in group}])
+        known = {who: {t.name: part(alone[who][t.name], few.rows(t, "validation")) for t in group} for who in alone}
+        kept = {}
+        for rule in ("average", "knots_ties"):
+            updates = cache(lambda rule=rule, some=some: dict(merged_updates(some, rule, density=0.2)))
+            one = Setting("scale 1.0", updates, 1.0, {})
+            kept[rule] = retentions(scored(few, some, rule, one, "validation"), known)
+        told = foretold(some)
+        seen["all" if len(group) > 2 else "pairs"] += [
+            (parent.interference, {rule: kept[rule][parent.task] for rule in kept}, told.verdict)
+            for parent in told.parents
+        ]
+    for rule in ("average", "knots_ties"):
+        for which, points in (("pairs", seen["pairs"]), ("pairs and all together", seen["pairs"] + seen["all"])):
+            order = rank_correlation([point[0] for point in points], [point[1][rule] for point in points])
+            print(f"interference against what {rule} keeps, {which}: rank correlation {order:.2f}, n {len(points)}")
+        for verdict in sorted({point[2] for points in seen.values() for point in points}):
+            shares = [min(1.0, p[1][rule]) for points in seen.values() for p in points if p[2] == verdict]
+            print(f"  told to {verdict}: {rule} keeps {sum(shares) / len(shares):.0%} on average, n {len(shares)}")
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's, ties at their mean rank."""
+
+    def ranks(values: Sequence[float]) -> torch.Tensor:
+        row = torch.tensor(values, dtype=torch.float64)
+        return (row[:, None] > row).sum(1) + ((row[:, None] == row).sum(1) - 1) / 2
+
+    return float(torch.corrcoef(torch.stack([ranks(one).double(), ranks(other).double()]))[0, 1])
 
 
 def mean(kept: Mapping[str, float]) -> float:

@@ -180,7 +180,7 @@ def remembered(folder: Path, name: str, measure: Callable[[], Scores]) -> Scores
 
 def trained(task: Task, folder: Path) -> Path:
     """The task's adapter, from the cache folder if it was trained there before by the same spec and rows."""
-    said = task.spec.model_dump_json() + "".join(row.key for row in task.rows["train"])
+    said = task.spec.model_dump_json(exclude_defaults=True) + "".join(row.key for row in task.rows["train"])
     target = folder / f"{task.name}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
     if not (target / "adapter_model.safetensors").is_file():
         began = time.monotonic()

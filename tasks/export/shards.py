@@ -158,7 +158,7 @@ class ShardWriter:
         handle.seek(place.offset)
         for block in blocks:
             value = block.to(place.dtype).contiguous()
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            if value.is_floating_point() and not _all_finite(value):
                 wrong = f"holds NaN or infinite values as {str(place.dtype).removeprefix('torch.')}"
                 raise ArtifactRefused.one("E-MERGE-032", name, wrong, "lower the scale, or write float32")
             handle.write(value.reshape(-1).view(torch.uint8).numpy().data)
@@ -195,6 +195,12 @@ class ShardWriter:
             weight_map = {name: place.file for name, place in sorted(self.layout.places.items())}
             index = {"metadata": {"total_size": self.layout.total_bytes}, "weight_map": weight_map}
             (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _all_finite(value: Tensor) -> bool:
+    """Whether no value is NaN or infinite. A sum is neither where none of its terms is, and takes a tenth of the time
+    of a look at each; one that overflows is looked at entry by entry."""
+    return bool(torch.isfinite(value.sum(dtype=torch.float32))) or bool(torch.isfinite(value).all())
 
 
 def _header(
