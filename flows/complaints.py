@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from infra.redaction import redacted
 from tasks.errors import FactoryError, Problem
 
+DISK_REFUSES = frozenset({errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
 BUG, INTERRUPTED, NO_SPACE, DOWN, USAGE = 70, 130, 8, 7, 2
 
 
@@ -21,7 +22,8 @@ def lines_and_code(error: BaseException) -> tuple[list[str], int]:
 
 
 def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
-    """An error of ours knows both. Of the others a full disk and a silent service are recognised; the rest is a bug."""
+    """An error of ours knows both. Of the others a full or failing disk and a silent service are recognised; the
+    rest is a bug."""
     if _is_ours(error):
         return error.problems, int(error.exit_code)
     if isinstance(error, SystemExit):  # a command that has said all there is to say
@@ -31,6 +33,10 @@ def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = str(error.filename or "disk")
         return (Problem("E-STORE-006", where, "no space left", "free space and run again"),), NO_SPACE
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+        remedy = "see to the disk and its permissions, and run again; what was written before is whole"
+        where = str(error.filename or "disk")
+        return (Problem("E-ENV-091", where, f"the disk refuses it ({error.strerror})", remedy),), DOWN
     if isinstance(error, ConnectionError) or type(error).__module__.startswith(("httpx", "httpcore")):
         remedy = "run again when the service is up; it is safe"
         return (Problem("E-ENV-090", "network", _first(error), remedy),), DOWN

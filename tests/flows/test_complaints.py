@@ -36,6 +36,8 @@ class ConnectTimeout(Exception):
         (SettingsRefused(task_errors.Problem(*PARTS)), 2),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 8),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 8),
+        (OSError(errno.EIO, "Input/output error", "/data/x"), 7),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 7),
         (ConnectionRefusedError(111, "Connection refused"), 7),
         (ConnectTimeout("timed out"), 7),
         (ValueError("something\nof several lines"), 70),
