@@ -9,19 +9,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from flows.calibration import correction_of
 from flows.keep import bound
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import figures_of
 from flows.validate import Dataset, base_folder, remembered_dataset, token_counter
-from flows.wiring import Home, flow_run_id
+from flows.wiring import Home, flow_run_id, opened
 from registry.fingerprint import version_key
 from registry.records import BaseRecord, EvaluationRecord, LeaseRecord, VersionDraft, VersionRecord
 from tasks.data.examples import Example
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.evaluation.comparison import interval
 from tasks.evaluation.scoring import Scores
-from tasks.memory import MemoryPlan, free_ram_bytes, plan_memory, read_shapes, refuse_if_too_large
+from tasks.memory import MemoryPlan, free_ram_bytes, half_on_cpu, plan_memory, read_shapes, refuse_if_too_large
 from tasks.planning import shapes_of
 from tasks.specs import SIDES, AdapterSpec, Side
 from tasks.training.curve import Curve
@@ -99,43 +100,58 @@ def portable(spec: AdapterSpec) -> dict[str, Any]:
 
 @cheap
 def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
-    """What the run will need, before a weight is loaded.
+    """What the run will need, before a weight is loaded; corrected by what earlier runs measured.
 
     Raises:
         SpecRefused: it cannot fit, or the method does not fit the base; with what would.
     """
     folder = base_folder(spec.base)
-    rows = [e.input + e.target for side in SIDES for e in data.snapshot.examples(side)]
-    longest = max(token_counter(spec.base)(rows))
+    examples = [e for side in SIDES for e in data.snapshot.examples(side)]
+    count = token_counter(spec.base)
+    longest = max(count([e.input + e.target for e in examples]))
     context = read_shapes(folder).config.get("max_position_embeddings")
     if context and longest > context:
         wrong = f"a row has {longest} tokens, the base reads {context}"
         raise SpecRefused.one("E-SPEC-018", f"{spec.task}:data.max_tokens", wrong, f"set it to {context} or less")
-    plan = plan_run(spec, folder, longest_tokens=longest)
+    answers = max(count([e.target for e in examples])) + 1 if spec.kind == "generation" else None
+    known = correction_of(opened(), base.architecture, device_memory(spec).card_bytes)
+    plan = plan_run(spec, folder, longest_tokens=longest, longest_answer=answers, correction=known.factor)
     refuse_if_too_large(plan, spec)
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
     voice.say(
         f"  plan: {plan.peak_bytes / 2**20:.0f} MiB of {plan.available_bytes / 2**30:.1f} GiB, most for {largest}"
         f" ({plan.causes[largest] / 2**20:.0f} MiB); {plan.trainable:,} trainable of {plan.parameters:,} parameters"
+        + (f"; {known.runs} earlier runs took {known.factor:.2f} of their plan" if known.runs else "")
     )
     return plan
 
 
 def plan_run(
-    spec: AdapterSpec, folder: Path, available_bytes: int | None = None, longest_tokens: int | None = None
+    spec: AdapterSpec,
+    folder: Path,
+    available_bytes: int | None = None,
+    longest_tokens: int | None = None,
+    longest_answer: int | None = None,
+    correction: float = 1.0,
 ) -> MemoryPlan:
     """The memory plan of a spec on this machine (or on a GPU with `available_bytes`), for rows of the longest length
     that the spec allows, or of the longest that there is."""
-    on_gpu_here, free = _device_memory(spec) if available_bytes is None else (True, available_bytes)
+    device = device_memory(spec) if available_bytes is None else DeviceMemory(True, available_bytes, available_bytes)
+    free = device.free_bytes
     if available_bytes is None and spec.resources.memory_gib is not None:
         free = int(spec.resources.memory_gib * 2**30)
+    free = free if device.on_gpu else free // spec.resources.processes  # they share the host's memory
+    shapes = shapes_of(folder)
+    hidden = int(shapes.config.get("hidden_size", 0))
     return plan_memory(
         spec,
-        shapes_of(folder),
+        shapes,
         available_bytes=free,
         longest_tokens=min(longest_tokens or spec.data.max_tokens, spec.data.max_tokens),
-        on_gpu=on_gpu_here,
-        half=on_gpu_here or spec.base.compute_dtype == "bfloat16",
+        longest_answer=longest_answer,
+        on_gpu=device.on_gpu,
+        half=device.on_gpu or half_on_cpu(spec.base.compute_dtype, hidden),
+        correction=correction,
     )
 
 
@@ -240,19 +256,29 @@ def threads(count: int | None) -> Any:
     return cpu_threads(count)
 
 
-def _device_memory(spec: AdapterSpec) -> tuple[bool, int]:
-    """(on a GPU?, free bytes there). Torch is asked only where an NVIDIA driver is to be seen."""
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Where a spec trains here. `card_bytes` is 0 on the CPU."""
+
+    on_gpu: bool
+    free_bytes: int
+    card_bytes: int
+
+
+def device_memory(spec: AdapterSpec) -> DeviceMemory:
+    """The memory there; torch is asked only where an NVIDIA driver is to be seen."""
     if spec.resources.device == "cpu" or not Path("/proc/driver/nvidia").exists():
         if spec.resources.device == "cuda":
             from tasks.training.base import device_for
 
             device_for("cuda")
-        return False, free_ram_bytes()
+        return DeviceMemory(False, free_ram_bytes(), 0)
     import torch
 
     if not torch.cuda.is_available():
-        return False, free_ram_bytes()
-    return True, int(torch.cuda.mem_get_info()[0])
+        return DeviceMemory(False, free_ram_bytes(), 0)
+    free, card = torch.cuda.mem_get_info()
+    return DeviceMemory(True, int(free), int(card))
 
 
 def datasets_of(version: VersionRecord) -> list[str]:

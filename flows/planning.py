@@ -7,21 +7,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.learn import plan_run
+from flows.calibration import correction_of
+from flows.learn import device_memory, plan_run
 from flows.report import Bytes, Table
 from flows.validate import base_folder
+from flows.wiring import opened
 from registry.durable import replace_file
 from tasks.errors import SpecRefused
 from tasks.memory import MemoryPlan
-from tasks.planning import Planner, fitted, rewritten, variants
+from tasks.planning import Planner, fitted, rewritten, shapes_of, variants
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec
 
 
 def planner(spec: AdapterSpec, room_bytes: int | None) -> Planner:
-    """Plans for this machine, or for a GPU of so many bytes; a local folder needs no more than its config."""
+    """Plans for this machine, as its earlier runs correct them, or for a GPU of so many bytes; a local folder needs no
+    more than its config."""
     folder = Path(spec.base.model) if spec.base.is_folder else base_folder(spec.base)
-    return partial(plan_run, folder=folder, available_bytes=room_bytes)
+    if room_bytes is not None:
+        return partial(plan_run, folder=folder, available_bytes=room_bytes)
+    architecture = str((shapes_of(folder).config.get("architectures") or [""])[0])
+    known = correction_of(opened(), architecture, device_memory(spec).card_bytes)
+    return partial(plan_run, folder=folder, correction=known.factor)
 
 
 def side_by_side(spec: AdapterSpec, room_bytes: int | None = None) -> tuple[MemoryPlan, Table]:

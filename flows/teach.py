@@ -6,11 +6,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flows.calibration import CARD_BYTES, MEASURED, PLANNED
 from flows.keep import base_files
-from flows.learn import Candidate, answers_are_wanted_soon, portable, threads
+from flows.learn import Candidate, answers_are_wanted_soon, device_memory, plan_run, portable, threads
 from flows.policy import on_gpu
 from flows.progress import voice
 from flows.resuming import Workplace
@@ -66,7 +68,11 @@ def trained(
     from tasks.training.interruption import told_to_stop
     from tasks.training.loop import Progress, train_adapter
 
-    base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+    if spec.resources.processes > 1:
+        from tasks.training.parallel import train_in_processes as train_it
+    else:
+        base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+        train_it = partial(train_adapter, base)
     folder = Path(tempfile.mkdtemp(dir=home.scratch(), prefix=f"{spec.task}-"))
     settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
     try:
@@ -88,8 +94,7 @@ def trained(
                 voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
 
             with threads(spec.resources.threads), told_to_stop() as stop:
-                done = train_adapter(
-                    base,
+                done = train_it(
                     spec,
                     train,
                     validation,
@@ -104,6 +109,8 @@ def trained(
                     on_look=lambda look: run.log_steps([point_of(look)]),
                     on_progress=show,
                 )
+            longest = {"longest_tokens": done.longest_tokens, "longest_answer": done.longest_answer}
+            plan = plan_run(spec, base_folder(spec.base), **longest)
             reach = reach_of(spec, read_shapes(base_folder(spec.base)), len(train))
             findings = diagnose(done.curve, change=done.change, reach=reach)
             figures = {
@@ -112,7 +119,9 @@ def trained(
                 "tokens_per_second": done.tokens_per_second,
                 "padding_share": done.padding_share,
                 "peak_bytes": float(done.peak_bytes),
-                "peak_above_start_bytes": float(done.peak_above_start_bytes),
+                PLANNED: float(sum(plan.above_base.values())),
+                CARD_BYTES: float(device_memory(spec).card_bytes),
+                MEASURED: float(done.peak_above_start_bytes),
                 "start_validation_loss": done.curve.start_loss if done.curve.start_loss is not None else float("nan"),
                 "best_validation_loss": done.curve.best.loss if done.curve.best else float("nan"),
             }

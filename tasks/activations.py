@@ -13,7 +13,17 @@ from typing import Any
 from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec
 
+TOKENS_AT_ONCE = 2048  # on a CPU; a batch of long rows is cut into pieces of so many, its gradient stays what it is
 ENCODERS = ("bert", "roberta", "electra", "distilbert")
+
+
+def rows_at_once(rows: int, tokens: int, *, on_gpu: bool) -> int:
+    """How many of `rows` rows of so many tokens are computed together.
+
+    >>> rows_at_once(16, 60, on_gpu=False), rows_at_once(16, 500, on_gpu=False), rows_at_once(16, 500, on_gpu=True)
+    (16, 4, 16)
+    """
+    return rows if on_gpu else max(1, min(rows, TOKENS_AT_ONCE // max(tokens, 1)))
 
 
 @dataclass(frozen=True)
@@ -51,9 +61,11 @@ def held(spec: AdapterSpec, config: Mapping[str, Any], step: Step) -> dict[str, 
     else:
         activations = tokens * kept * layers
         adapters = tokens * _adapter_bytes(spec, step)
-    backward = tokens * width * (2 * inner + 4 * hidden)  # gradients of one layer's activations
+    wide = width if step.on_gpu else 4
+    backward = tokens * wide * (2 * inner + 4 * hidden)  # gradients of one layer's activations
+    mask = 0 if step.on_gpu else step.rows * step.tokens**2 * 4  # of attention, shared by the layers
     outputs = _output_bytes(spec, config, step)
-    return {"activations": activations + adapters + backward, "outputs": outputs}
+    return {"activations": activations + adapters + backward + mask, "outputs": outputs}
 
 
 def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from tasks.activations import Step, held
+from tasks.activations import Step, held, rows_at_once
 from tasks.errors import ArtifactRefused, Problem, SpecRefused
 from tasks.methods.catalogue import EXTRA, METHODS, trainable_parameters
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
@@ -22,6 +22,7 @@ from tasks.specs import AdapterSpec
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 MAX_HEADER_BYTES = 100_000_000
 GIB = 1024**3
+AMX_FROM_HIDDEN = 128  # from this size on a CPU with tiles of bfloat16 gains from them
 BEFORE_THE_RUN = ("weights", "cuda context")
 
 
@@ -176,14 +177,17 @@ def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
 
 
 def _rows_at_once(spec: AdapterSpec) -> int:
-    return min(spec.training.micro_batch or spec.training.batch_size, spec.training.batch_size)
+    """Of one process."""
+    share = -(-spec.training.batch_size // spec.resources.processes)
+    return min(spec.training.micro_batch or share, share)
 
 
 def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gpu: bool, half: bool) -> Step:
     row = METHODS[spec.method.name]
     chosen = chosen_targets(shapes.linear, spec.method) if row.takes_targets else {}
     inputs = sum(into for _, into in chosen.values())
-    return Step(_rows_at_once(spec), tokens, min(answers, tokens), inputs, len(chosen), on_gpu, half)
+    rows = rows_at_once(_rows_at_once(spec), tokens, on_gpu=on_gpu)
+    return Step(rows, tokens, min(answers, tokens), inputs, len(chosen), on_gpu, half)
 
 
 def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:
@@ -266,6 +270,14 @@ def free_ram_bytes() -> int:
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
         free = min(free, max(0, int(text) - int(used.read_text())))
     return free
+
+
+def half_on_cpu(asked: str, hidden: int) -> bool:
+    """Whether a CPU computes in bfloat16, as `tasks.training.base.compute_dtype_for` decides it."""
+    if asked != "auto":
+        return asked == "bfloat16"
+    cpu = Path("/proc/cpuinfo")
+    return hidden >= AMX_FROM_HIDDEN and cpu.is_file() and " amx_bf16" in cpu.read_text(encoding="utf-8")
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -136,4 +136,7 @@ class ResourceSpec(Spec):
     memory_gib: float | None = Field(
         None, gt=0, description="Memory that the plan must fit; default: what the device has free."
     )
+    processes: int = Field(
+        1, ge=1, le=64, description="Processes that share every batch (torchrun); one GPU each where there are GPUs."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: all that the process may use.")

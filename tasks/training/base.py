@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.errors import ArtifactRefused, SpecRefused
+from tasks.memory import AMX_FROM_HIDDEN
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import BaseSpec, MethodSpec
 from tasks.training.attention import use_float32_attention
 from tasks.training.folder import first_line, local_folder
-
-AMX_FROM_HIDDEN = 128
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def device_for(asked: str) -> torch.device:
         raise SpecRefused.one(
             "E-SPEC-009", "resources.device", "cuda was asked for, no GPU is visible", "use auto or cpu"
         )
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+    on_gpu = asked != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def compute_dtype_for(asked: str, device: torch.device, hidden: int) -> tuple[torch.dtype, str]:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.activations import TOKENS_AT_ONCE
 from tasks.data.examples import Example
 from tasks.errors import SpecRefused
 from tasks.methods.build import attached, fresh_adapter, train_only_what_it_says, write_adapter
 from tasks.methods.catalogue import METHODS
-from tasks.methods.targets import HEAD_NAMES
 from tasks.specs import AdapterSpec, TrainingSpec
 from tasks.training.anchor import Anchor
 from tasks.training.base import Base, seeded
@@ -31,12 +31,15 @@ from tasks.training.curve import Curve, Look, Step
 from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped
 from tasks.training.head import start_head_from_class_means
 from tasks.training.interruption import Stopped
-from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, summed_loss, validation_reading
+from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, summed_loss, validation_sums
 from tasks.training.lowrank import compute_in_few_passes
+from tasks.training.optimiser import optimizer_of, rate_factor
 from tasks.training.peak import Peak, hand_back_what_is_freed
 from tasks.training.state import RunState, trained_tensors
+from tasks.training.team import Team
 
 PROBED_ROWS = 8
+ALONE = Team()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Trained:
     compute: str
     change: float
     micro_batch: int | None
+    longest_tokens: int
+    longest_answer: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ def train_adapter(
         ArtifactRefused: `start` does not fit the base, or the checkpoints are another run's.
         Stopped: `stop` said so.
     """
-    rows, held_out = encode(base, train), encode(base, validation)
+    rows, held_out, team = encode(base, train), encode(base, validation), Team.of_this_process()
+    if not team.leads:  # one process speaks and writes for all
+        on_step = on_look = on_progress = say = lambda told: None  # type: ignore[assignment]
     batches = _batches(spec, rows)
     lent = attached(base, start, trainable=True) if start else fresh_adapter(base, spec.method, spec.seed)
     if base.device.type == "cpu":
@@ -115,7 +122,7 @@ def train_adapter(
         compute_in_few_passes(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rate = spec.training.learning_rate * (spec.retrain.rate_factor if start else 1.0)
-        optimizer = _optimizer(model, spec.training, base, rate, METHODS[spec.method.name].b_rate)
+        optimizer = optimizer_of(model, spec.training, base, rate, METHODS[spec.method.name].b_rate)
         rates = [group["lr"] for group in optimizer.param_groups]
         anchor = Anchor(optimizer, spec.retrain.pull) if start and spec.retrain.pull else None
         answer = answer_logits_of(base, model, rows[:2])
@@ -123,9 +130,13 @@ def train_adapter(
 
         def reading(state: RunState) -> tuple[float, float]:
             at_once = min(EVALUATION_BATCH, state.micro_batch or spec.training.batch_size)
-            return validation_reading(base, model, answer, held_out, at_once)
+            seen = validation_sums(base, model, answer, team.share(held_out), at_once)
+            loss, right, count = team.summed(*seen)
+            return loss / max(count, 1), right / max(count, 1)
 
-        saved = checkpoints.newest() if checkpoints else None
+        saved = checkpoints.newest() if checkpoints and team.leads else None
+        team.wait()
+        saved = checkpoints.newest() if checkpoints and not team.leads else saved
         for torn in checkpoints.torn if checkpoints else ():
             say(f"  {torn}: set aside")
         if saved is None:
@@ -141,7 +152,7 @@ def train_adapter(
 
         def write() -> None:
             nonlocal written_at
-            if checkpoints:
+            if checkpoints and team.leads:
                 checkpoints.save(state.step, *state.packed(model, optimizer))
             written_at = clock()
 
@@ -165,14 +176,15 @@ def train_adapter(
             model.train()
             state.restore_chance(base.device)
             batch = [rows[i] for i in batches[number - 1]]
-            while not stop():
+            while not team.any(stop()):
                 try:
-                    loss, seen, width = _backward(base, answer, batch, state.micro_batch, stop)
+                    halt = stop if team.size == 1 else lambda: False  # a team stops together, between steps
+                    loss, seen, width = _backward(base, answer, batch, state.micro_batch, halt, team)
                     break
                 except _Halted:
                     pass
                 except Exception as error:
-                    if not _is_out_of_memory(error):
+                    if not _is_out_of_memory(error) or team.size > 1:
                         raise
                     state.micro_batch = _half(state.micro_batch, batch, spec)
                     say(f"  out of memory at step {number}: {state.micro_batch} rows at once from here, same batch")
@@ -182,6 +194,8 @@ def train_adapter(
                 optimizer.zero_grad(set_to_none=True)
                 write()
                 raise _stopped(spec.task, state.step, len(batches), checkpoints is not None)
+            team.add_up_gradients(trainable)
+            loss, width = team.summed(loss, width)
             norm = float(nn.utils.clip_grad_norm_(trainable, spec.training.max_grad_norm))
             state.seconds = clock() - began
             record = Step(number, loss, rates[0] * factor, norm, seen, state.seconds)
@@ -191,7 +205,7 @@ def train_adapter(
                     anchor.draw_back()
             optimizer.zero_grad(set_to_none=True)
             state.note_chance(base.device)
-            state.step, state.tokens, state.padded = number, state.tokens + seen, state.padded + width
+            state.step, state.tokens, state.padded = number, state.tokens + seen, state.padded + round(width)
             state.steps.append(record)
             on_step(record)
             if _ended(state):
@@ -200,7 +214,7 @@ def train_adapter(
             speed = state.tokens / max(state.seconds, 1e-9)
             on_progress(Progress(number, len(batches), loss, speed, left))
             look()
-            if clock() - written_at >= 60 * spec.training.checkpoint_minutes or number == len(batches):
+            if team.any(clock() - written_at >= 60 * spec.training.checkpoint_minutes) or number == len(batches):
                 write()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -208,7 +222,8 @@ def train_adapter(
                     parameter.copy_(state.best[name])
         moved = _answers(base, model, answer, rows[:PROBED_ROWS]) - state.probe  # type: ignore[operator]
         change = float(moved.abs().max()) if moved.numel() else 0.0
-        write_adapter(model, folder, Path(spec.base.model).name if spec.base.is_folder else spec.base.model)
+        if team.leads:
+            write_adapter(model, folder, Path(spec.base.model).name if spec.base.is_folder else spec.base.model)
         count = sum(parameter.numel() for parameter in trainable)
     seconds = clock() - began
     return Trained(
@@ -223,6 +238,8 @@ def train_adapter(
         compute=base.compute_reason,
         change=change,
         micro_batch=state.micro_batch,
+        longest_tokens=max(len(row.prompt) if base.kind == "classification" else row.length for row in rows),
+        longest_answer=max(len(row.target) for row in rows),
     )
 
 
@@ -276,22 +293,6 @@ def _answers(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequen
     return logits
 
 
-def rate_factor(step: int, steps: int, training: TrainingSpec) -> float:
-    """Share of the peak rate at a step, 1-based: a linear rise, then the schedule's fall to a tenth (or none).
-
-    >>> rate_factor(1, 100, TrainingSpec(warmup=0.1)), rate_factor(10, 100, TrainingSpec(warmup=0.1))
-    (0.1, 1.0)
-    """
-    rise = max(1, round(training.warmup * steps))
-    if step <= rise:
-        return step / rise
-    done = (step - rise) / max(1, steps - rise)
-    if training.schedule == "constant":
-        return 1.0
-    fall = (1 - done) if training.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return 0.1 + 0.9 * fall
-
-
 def _batches(spec: AdapterSpec, rows: Sequence[Encoded]) -> list[list[int]]:
     """The whole run's batches: as many epochs as asked for, each in its own order."""
     generator = torch.Generator().manual_seed(spec.seed)
@@ -306,20 +307,26 @@ def _batches(spec: AdapterSpec, rows: Sequence[Encoded]) -> list[list[int]]:
 
 
 def _backward(
-    base: Base, answer: Any, rows: Sequence[Encoded], micro_batch: int | None, stop: Callable[[], bool]
-) -> tuple[float, int, int]:
-    """Gradients of one batch: (mean loss, tokens, tokens with padding).
+    base: Base,
+    answer: Any,
+    rows: Sequence[Encoded],
+    micro_batch: int | None,
+    stop: Callable[[], bool],
+    team: Team = ALONE,
+) -> tuple[float, int, float]:
+    """Gradients of this process's share of a batch: (its part of the mean loss, tokens of the batch, tokens that this
+    process computed, padding included).
 
     Raises:
         _Halted: `stop` said so between two micro-batches.
     """
-    micro = micro_batch or len(rows)
+    most_tokens = math.inf if base.device.type == "cuda" else TOKENS_AT_ONCE
     learned = len(rows) if base.kind == "classification" else max(1, sum(len(row.target) for row in rows))
-    total, width = 0.0, 0
-    for start in range(0, len(rows), micro):
-        if start and stop():
+    total, width = 0.0, 0.0
+    for place, piece in enumerate(_pieces(team.share(rows), micro_batch or len(rows), most_tokens)):
+        if place and stop():
             raise _Halted
-        inputs, labels = collate(base, rows[start : start + micro])
+        inputs, labels = collate(base, piece)
         with base.autocast():
             loss, _ = summed_loss(base, answer, inputs, labels)
         (loss / learned).backward()
@@ -329,31 +336,19 @@ def _backward(
     return total / learned, tokens, width
 
 
-def _optimizer(
-    model: Any, training: TrainingSpec, base: Base, rate: float, b_rate: float = 1.0
-) -> torch.optim.Optimizer:
-    """AdamW on the adapter; a classification head learns faster than the adapter, for it starts coarser.
+def _pieces(rows: Sequence[Encoded], most_rows: int, most_tokens: float) -> Iterator[Sequence[Encoded]]:
+    """A batch in what is computed at once: so many rows, and so many tokens with their padding unless one row has more.
 
-    Args:
-        b_rate: rate of LoRA's B over the rate of the rest. Hayou et al. 2024, arXiv:2402.12354: about 16.
+    On a CPU more tokens at once are no faster, and the longest rows of a set, which share a batch, set the peak.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    head = [p for name, p in named if base.kind == "classification" and _is_head(name)]
-    faster = [p for name, p in named if b_rate != 1 and "lora_B" in name]
-    taken = {id(p) for p in (*head, *faster)}
-    groups: list[dict[str, Any]] = [{"params": [p for _, p in named if id(p) not in taken], "lr": rate}]
-    groups += [{"params": faster, "lr": min(1.0, rate * b_rate)}] if faster else []
-    groups += [{"params": head, "lr": min(1.0, rate * training.head_rate)}] if head else []
-    paged = training.optimizer == "paged_adamw_8bit" or (training.optimizer == "auto" and base.device.type == "cuda")
-    if paged:
-        import bitsandbytes
-
-        return bitsandbytes.optim.PagedAdamW8bit(groups, weight_decay=training.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=training.weight_decay, fused=True)
-
-
-def _is_head(name: str) -> bool:
-    return "modules_to_save" in name or any(part in HEAD_NAMES for part in name.split("."))
+    start = width = 0
+    for end, row in enumerate(rows):
+        width = max(width, row.length)
+        if end > start and (end - start == most_rows or width * (end - start + 1) > most_tokens):
+            yield rows[start:end]
+            start, width = end, row.length
+    if rows[start:]:
+        yield rows[start:]
 
 
 @contextmanager

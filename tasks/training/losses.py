@@ -66,6 +66,14 @@ def validation_reading(
     base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded], at_once: int = EVALUATION_BATCH
 ) -> tuple[float, float]:
     """(mean loss, share of right answers) per learned token, or per row for classes, without dropout."""
+    total, right, count = validation_sums(base, model, answer, rows, at_once)
+    return total / max(count, 1), right / max(count, 1)
+
+
+def validation_sums(
+    base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded], at_once: int
+) -> tuple[float, int, int]:
+    """(loss, right answers, how many) over all learned tokens, or rows for classes, without dropout."""
     model.eval()
     total, right, count = 0.0, 0, 0
     order = sorted(range(len(rows)), key=lambda i: rows[i].length)
@@ -76,7 +84,7 @@ def validation_reading(
             total += float(F.cross_entropy(logits.float(), wanted, reduction="sum"))
             right += int((logits.argmax(-1) == wanted).sum())
             count += len(wanted)
-    return total / max(count, 1), right / max(count, 1)
+    return total, right, count
 
 
 def summed_loss(base: Base, answer: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, int]:

@@ -227,13 +227,13 @@ def test_bottlenecks_stand_where_the_paper_puts_them_and_have_its_count(tiny_bas
 
 
 def test_b_learns_sixteen_times_as_fast_in_loraplus_alone(tiny_base: Path, make_spec: Make) -> None:
-    from tasks.training.loop import _optimizer
+    from tasks.training.optimiser import optimizer_of
 
     base = base_of(tiny_base, "generation", "none")
     spec = spec_of(make_spec, "loraplus", "generation", tiny_base, "none", 1)
     with fresh_adapter(base, spec.method, 0) as model:
         for name, ratio in (("loraplus", 16.0), ("lora", 1.0)):
-            groups = _optimizer(model, spec.training, base, 1e-3, METHODS[name].b_rate).param_groups
+            groups = optimizer_of(model, spec.training, base, 1e-3, METHODS[name].b_rate).param_groups
             rates = {id(p): group["lr"] for group in groups for p in group["params"]}
             found = {n: rates[id(p)] for n, p in model.named_parameters() if p.requires_grad}
             assert {rate for n, rate in found.items() if "lora_A" in n} == {1e-3}

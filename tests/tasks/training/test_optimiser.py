@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tasks.data.examples import Example
 from tasks.specs import AdapterSpec, TrainingSpec
 from tasks.training.base import load_base
-from tasks.training.loop import Trained, rate_factor, train_adapter
+from tasks.training.loop import Trained, train_adapter
+from tasks.training.optimiser import rate_factor
 
 WEIGHTS = "adapter_model.safetensors"
 Make = Callable[..., Any]
