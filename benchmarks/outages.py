@@ -4,12 +4,12 @@ Real training steps on the small base, in pairs in one process: a run that tells
 that can be told to fail, beside the same run that tells nobody. Each is a process of its own. The fault holds from a
 third to two thirds of the run. A pair of two silent runs shows how much the machine alone varies.
 
-    python benchmarks/outages.py [--pairs 8] [--steps 150]
+    python benchmarks/outages.py [--pairs 8] [--steps 300]
 
-`slowdown` is the median over pairs of (time of all steps, telling / silent) - 1 with its quartiles, by the clock;
-`cpu_slowdown` the same in processor time of the whole process, which hardly depends on what else the machine does;
-`told_share` the part of the run that was spent in telling; `end_seconds` the longest wait at a run's end. The last line
-is JSON.
+`slowdown` is the median over pairs of (time of all steps, telling / silent) - 1 with its quartiles, by the clock. What
+it costs whatever else the machine does is `told_share`, the part of the run that was spent in telling, and
+`sender_share`, the processor time of the thread that delivers beside that of the one that trains. `end_seconds` is the
+longest wait at a run's end. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -150,14 +150,19 @@ def free_port() -> int:
 
 
 class Took(NamedTuple):
-    """Time by the clock, and of the processor in all threads of this process."""
+    """Time by the clock, and of the processor: in the thread that trains, and in all others of this process."""
 
     seconds: float
     cpu_seconds: float
+    others_cpu_seconds: float
 
-    def beyond(self, other: Took) -> Took:
-        """How much longer than another, as shares of it."""
-        return Took(self.seconds / other.seconds - 1, self.cpu_seconds / other.cpu_seconds - 1)
+    @classmethod
+    def now(cls) -> Took:
+        own = time.thread_time()
+        return cls(time.perf_counter(), own, time.process_time() - own)
+
+    def since(self, began: Took) -> Took:
+        return Took(*(after - before for after, before in zip(self, began, strict=True)))
 
 
 def training(base: Path, steps: int, scratch: Path) -> Callable[[Callable[[Any], None]], Took]:
@@ -187,13 +192,12 @@ def training(base: Path, steps: int, scratch: Path) -> Callable[[Callable[[Any],
         moments: list[Took] = []
 
         def on_step(step: Any) -> None:
-            moments.append(Took(time.perf_counter(), time.process_time()))
+            moments.append(Took.now())
             told(step)
 
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             train_adapter(loaded, spec, rows[8:], rows[:8], Path(folder), on_step=on_step)
-        began, ended = moments[WARM_UP], moments[-1]
-        return Took(ended.seconds - began.seconds, ended.cpu_seconds - began.cpu_seconds)
+        return moments[-1].since(moments[WARM_UP])
 
     return run
 
@@ -201,7 +205,8 @@ def training(base: Path, steps: int, scratch: Path) -> Callable[[Callable[[Any],
 class Trial(NamedTuple):
     """One pair of runs: what telling cost, and what came of what was told."""
 
-    beyond: Took
+    slowdown: float  # by the clock
+    sender_share: float  # of the processor, in the threads beside the one that trains
     told_share: float = 0.0
     end_seconds: float = 0.0
     lost: int = 0
@@ -233,7 +238,12 @@ def pair(
     while any(tracker.spool.iterdir()) and time.monotonic() < deadline:
         tracker.deliver()
     lost, doubled = arrived(outage.server.folder / "mlflow.db", name, steps)
-    return Trial(took.beyond(silent), sum(said_seconds) / took.seconds, end_seconds, lost, doubled)
+    return Trial(*compared(took, silent), sum(said_seconds) / took.seconds, end_seconds, lost, doubled)
+
+
+def compared(took: Took, silent: Took) -> tuple[float, float]:
+    """(time beyond that of the silent run, as a share of it; processor time of other threads, as a share of ours)."""
+    return took.seconds / silent.seconds - 1, took.others_cpu_seconds / took.cpu_seconds
 
 
 def arrived(database: Path, name: str, steps: int) -> tuple[int, int]:
@@ -246,13 +256,13 @@ def arrived(database: Path, name: str, steps: int) -> tuple[int, int]:
 
 def figures(trials: list[Trial]) -> dict[str, float]:
     """Medians over pairs, the quartiles by the clock where there are several, and the worst of the rest."""
-    clock = [trial.beyond.seconds for trial in trials]
+    clock = [trial.slowdown for trial in trials]
     low, _, high = statistics.quantiles(clock, n=4) if len(clock) > 1 else clock * 3
     found = {
         "slowdown": statistics.median(clock),
         "lower_quartile": low,
         "upper_quartile": high,
-        "cpu_slowdown": statistics.median(trial.beyond.cpu_seconds for trial in trials),
+        "sender_share": statistics.median(trial.sender_share for trial in trials),
         "told_share": max(trial.told_share for trial in trials),
         "end_seconds": max(trial.end_seconds for trial in trials),
     }
@@ -262,26 +272,31 @@ def figures(trials: list[Trial]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--interval", type=float, default=2.0, help="seconds between two deliveries; 2 is the tracker's"
+    )
     parser.add_argument("--base", type=Path, default=ROOT / "examples" / "base")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     trials: dict[str, list[Trial]] = {kind: [] for kind in (SILENT, *FAULTS)}
     with tempfile.TemporaryDirectory(prefix="factory-outages-") as folder, Outage(Path(folder)) as outage:
         run = training(asked.base, asked.steps, Path(folder))
-        tracker = Tracker(outage.uri, folder=folder, interval_seconds=0.5)
+        tracker = Tracker(outage.uri, folder=folder, interval_seconds=asked.interval)
         run(lambda step: None)  # what only the first one pays
         for number in range(asked.pairs):
             for kind, found in trials.items():
                 if kind == SILENT:
-                    found.append(Trial(run(lambda step: None).beyond(run(lambda step: None))))
+                    found.append(Trial(*compared(run(lambda step: None), run(lambda step: None))))
                 else:
                     found.append(pair(run, tracker, outage, kind, f"{kind} {number}", asked.steps))
-                took = found[-1].beyond
-                print(f"{number} {kind:16} {took.seconds:+.1%} by the clock, {took.cpu_seconds:+.1%} cpu", flush=True)
+                last = found[-1]
+                shares = f"sender {last.sender_share:.2%} of the processor, telling {last.told_share:.2%} of the time"
+                print(f"{number} {kind:16} {last.slowdown:+.1%} by the clock, {shares}", flush=True)
     each = {kind: figures(found) for kind, found in trials.items()}
     told = [trial for kind in FAULTS for trial in trials[kind]]
-    worst = {f"worst_{key}": max(each[kind][key] for kind in FAULTS) for key in ("slowdown", "cpu_slowdown")}
+    cost = max(each[kind]["sender_share"] + each[kind]["told_share"] for kind in FAULTS)
+    worst = {"worst_slowdown": max(each[kind]["slowdown"] for kind in FAULTS), "worst_cost_share": round(cost, 4)}
     counts = {"lost": sum(trial.lost for trial in told), "doubled": sum(trial.doubled for trial in told)}
     print(json.dumps({**worst, **counts, "pairs": asked.pairs, "steps": asked.steps, "faults": each}))
 

@@ -15,7 +15,7 @@ def test_training_goes_on_at_its_pace_and_every_metric_arrives_once():
     """The benchmark in short: real steps, a third of each run with a healthy server, a third with the fault, and a
     third with a healthy one again. One pair says nothing about percents; what telling itself took is exact."""
     done = subprocess.run(
-        [sys.executable, "benchmarks/outages.py", "--pairs", "1", "--steps", "30"],
+        [sys.executable, "benchmarks/outages.py", "--pairs", "1", "--steps", "30", "--interval", "0.2"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"},
         capture_output=True,
