@@ -264,14 +264,17 @@ def remembered(cache: Path, arm: str, stage: Stage) -> Life:
     return life
 
 
-def told(name: str, lives: Mapping[str, Sequence[Life]]) -> dict[str, float]:
-    """The story's table, and its three figures."""
+def told(name: str, lives: Mapping[str, Sequence[Life]], rows: tuple[int, int]) -> dict[str, float]:
+    """The story's table, and its three figures. Intervals go from the lowest to the highest seed; where there is one,
+    they are Wilson's (95 %) over the held-out `rows` (of the new, of the old)."""
+    from tasks.drift.statistics import wilson
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
-    def spread(values: Sequence[float]) -> str:
-        return f"{100 * mean(values):5.1f} [{100 * min(values):.1f}, {100 * max(values):.1f}]"
+    def spread(values: Sequence[float], count: int) -> str:
+        low, high = (min(values), max(values)) if len(values) > 1 else wilson(values[0], count, 0.975)
+        return f"{100 * mean(values):5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     title = f"{'arm':10} {'score on new':>22} {'score on old, at the end':>26}"
     print(f"\n{name}\n{title} retrains promoted  labels  minutes")
@@ -279,7 +282,7 @@ def told(name: str, lives: Mapping[str, Sequence[Life]]) -> dict[str, float]:
         new, old = [mean(life.new) for life in some], [life.old[-1] for life in some]
         counts = f"{mean([x.retrains for x in some]):8.1f} {mean([x.promoted for x in some]):8.1f}"
         cost = f"{mean([x.labels for x in some]):7.0f} {mean([x.minutes for x in some]):8.1f}"
-        print(f"{arm:10} {spread(new):>22} {spread(old):>26} {counts} {cost}", flush=True)
+        print(f"{arm:10} {spread(new, rows[0]):>22} {spread(old, rows[1]):>26} {counts} {cost}", flush=True)
     gap = mean([mean(a.new) - mean(b.new) for a, b in zip(lives["oracle"], lives["ours"], strict=True)])
     forgot = mean([a.old[-1] - b.old[-1] for a, b in zip(lives["never"], lives["ours"], strict=True)])
     share = sum(x.retrains for x in lives["ours"]) / sum(x.retrains for x in lives["schedule"])
@@ -307,16 +310,18 @@ def main() -> None:
     settings.prefect_home.mkdir(parents=True, exist_ok=True)
     stories = [YAML(typ="safe").load(path) for path in asked.stories]
     lives: dict[str, dict[str, list[Life]]] = {one["name"]: {arm: [] for arm in ARMS} for one in stories}
+    judging: dict[str, tuple[int, int]] = {}
     for seed in range(asked.seeds):
         for story in stories:
             periods = periods_of(story, Path(os.environ["FACTORY_DATA"]), seed)
             sizes = ", ".join(f"{p.name}: {len(p.traffic)} + {len(p.held_out)} held out" for p in periods)
             print(f"{story['name']}, seed {seed}: {sizes}", flush=True)
+            judging[story["name"]] = sum(len(p.held_out) for p in periods[1:]), len(still_true(periods))
             stage = Stage(story, periods, seed, asked.cache / "stage" / f"{story['name']}-{seed}")
             for arm in ARMS:
                 lives[story["name"]][arm].append(remembered(asked.cache, arm, stage))
             shutil.rmtree(stage.folder, ignore_errors=True)
-    figures = [told(name, some) for name, some in lives.items()]
+    figures = [told(name, some, judging[name]) for name, some in lives.items()]
     names = {"gap": "gap_to_oracle_points", "forgot": "forgotten_points", "share": "retrains_share_of_schedule"}
     print(json.dumps({names[k]: round(sum(f[k] for f in figures) / len(figures), 3) for k in names}))
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from flows.keep import sole
 from flows.wiring import Home, flow_run_id
 from registry.attempts import LEASE
-from registry.errors import Conflict
+from registry.errors import Conflict, RegistryError
 from registry.fingerprint import fingerprint
 from registry.records import FindingRecord, VersionRecord
 from registry.tracking import SIGNALS_FROM
@@ -25,6 +25,7 @@ from tasks.specs import AdapterSpec
 
 ASKS = "retrain with replay"
 LEASE_SECONDS = 60
+ANOTHER_TIME = (6, 7, 8)  # exit codes: someone was faster, something is down, no space
 
 
 def held_back(home: Home, champion: VersionRecord) -> Hold | None:
@@ -94,9 +95,11 @@ def claimed(home: Home, champion: VersionRecord, finding: Mapping[str, Any] | No
         try:
             yield
         except BaseException as error:
-            told = not isinstance(error, Exception) or getattr(error, "exit_code", 0) > SIGNALS_FROM
-            state = "failed" if told else "done"  # a refusal is an answer: the same window would be refused again
-            home.ledger.end_attempt(attempt, state=state, outcome=f"{type(error).__name__}: {error}"[:300])
+            code = getattr(error, "exit_code", 0)
+            open_again = not isinstance(error, Exception) or code in ANOTHER_TIME or code > SIGNALS_FROM
+            state = "failed" if open_again else "done"  # a refusal is an answer: this window would be refused again
+            with suppress(RegistryError):  # the error that counts is the one that ended it
+                home.ledger.end_attempt(attempt, state=state, outcome=f"{type(error).__name__}: {error}"[:300])
             raise
         home.ledger.end_attempt(attempt, state="done")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.drift.signals import finite
+from tasks.drift.paired import finite
 
 
 class Estimate(NamedTuple):

@@ -15,9 +15,10 @@ from tasks.drift.estimate import estimated_score
 from tasks.drift.faults import Found, faults_of
 from tasks.drift.nearness import foreign_chances
 from tasks.drift.observed import Observed
+from tasks.drift.paired import Paired, finite, paired
 from tasks.drift.permutation import term_divergence
 from tasks.drift.report import Action, DriftReport, Evidence, Verdict
-from tasks.drift.signals import SIGNALS, Paired, Signal, finite, measured, paired
+from tasks.drift.signals import SIGNALS, Signal, measured
 from tasks.drift.statistics import Fall, Measured, holm, score_fall
 from tasks.specs import DriftSpec
 

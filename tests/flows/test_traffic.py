@@ -46,6 +46,31 @@ def test_rows_and_late_labels_are_taken_in_and_what_is_malformed_is_named(desk_h
     assert known == 60
 
 
+def test_a_retrain_reads_the_newest_labelled_requests_and_none_before_the_day_that_is_named(
+    desk_home: Any, desk: Any
+) -> None:
+    from flows.traffic import labelled_traffic
+    from flows.wiring import opened
+    from tasks.errors import DataRefused
+
+    rows = desk["intent"].rows(30, seed=72)
+    path = desk_home.traffic("march.jsonl", rows)
+    path.write_text(path.read_text().replace('"2026-01-01', '"2026-03-01'))
+    assert desk_home.run("traffic", "add", "intent", path).code == 0
+    with desk_home.active():
+        home = opened()
+        champion = home.ledger.champion("intent")
+        march, everything = (
+            [json.loads(line) for line in Path(labelled_traffic(home, champion, since)).read_text().splitlines()]
+            for since in (datetime(2026, 3, 1, tzinfo=UTC), None)
+        )
+        with pytest.raises(DataRefused, match="none of its requests is labelled since 2027-01-01"):
+            labelled_traffic(home, champion, datetime(2027, 1, 1, tzinfo=UTC))
+    assert sorted(row["text"] for row in march) == sorted(row["text"] for row in rows)
+    assert all(row["time"].startswith("2026-03-01") for row in march)
+    assert len(everything) >= len(march)
+
+
 def test_a_killed_ingest_goes_on_from_a_pipe_and_ends_as_if_nothing_had_happened(desk_home: Any, desk: Any) -> None:
     """SIGKILL after the second of three batches; the same bytes come again, through a pipe."""
     rows = desk["intent"].rows(300, seed=72)

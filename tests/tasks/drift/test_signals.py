@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import binom
 
 from tasks.drift.observed import Observed
-from tasks.drift.signals import SIGNALS, measured, paired
+from tasks.drift.paired import paired
+from tasks.drift.signals import SIGNALS, measured
 from tasks.drift.verdict import judge
 from tasks.specs import DriftSpec
 
