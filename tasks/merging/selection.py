@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1 << 16  # entries at most that the bracket is read from
 SAMPLED_SHARE = 1 / 16
+WALK = 7919
 ERRORS = 5  # standard errors of a share in the sample that the bracket reaches to either side
 
 
@@ -43,7 +44,11 @@ def _within_bracket(
 ) -> float | None:
     entries = shape[0] * shape[1]
     step = max(entries // SAMPLE, int(1 / SAMPLED_SHARE)) | 1  # odd, so that it walks over all columns
-    sample = np.concatenate([np.abs(rows(block).contiguous().numpy().reshape(-1)[::step]) for block in blocks])
+    starts = (WALK * place % step for place in range(len(blocks)))  # or all blocks would be read at the same columns
+    parts = (
+        rows(block).contiguous().numpy().reshape(-1)[start::step] for block, start in zip(blocks, starts, strict=True)
+    )
+    sample = np.abs(np.concatenate(list(parts)))
     share, reach = kept / entries, math.ceil(ERRORS * math.sqrt(sample.size) / 2)
     middle = sample.size - int(share * sample.size)
     ends = (max(0, middle - reach), min(sample.size - 1, middle + reach))

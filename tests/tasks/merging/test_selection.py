@@ -46,6 +46,20 @@ def test_a_usual_change_needs_two_passes_and_no_copy(monkeypatch: pytest.MonkeyP
     assert sum(read) == 2 * SHAPE[0]
 
 
+@pytest.mark.parametrize("seed", [1, 5, 6])
+def test_columns_of_all_sizes_do_not_make_the_bracket_miss(seed: int) -> None:
+    """A low rank gives whole columns their size, so entries that are read at the same columns say little."""
+    draw = np.random.default_rng(seed)
+    rows, columns, rank = 2048, 5632, 2
+    B, A = draw.standard_normal((rows, rank)), draw.standard_normal((rank, columns))
+    held = torch.from_numpy((B @ A).astype(np.float32))
+    found = selection._within_bracket(
+        lambda block: held[block], (rows, columns), list(row_blocks(rows, columns)), rows * columns // 5
+    )
+    place = rows * columns - rows * columns // 5
+    assert found == float(np.partition(np.abs(held.numpy()).ravel(), place)[place])
+
+
 def _small(parts: list[np.ndarray]) -> np.ndarray:
     found = np.hstack(parts)
     assert found.size <= SHAPE[0] * SHAPE[1] // 8, "a large part of the entries was copied"
