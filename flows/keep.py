@@ -115,8 +115,8 @@ def made(home: Home, key: str) -> bool:
 
 
 def bound(spec: AdapterSpec, folder: Path, artifact: Path) -> dict[str, Any]:
-    """What the manifest of an adapter binds beside its files, by content: every file of the base, its tokenizer and
-    chat template, the precision of the frozen weights, and the names of the head's outputs."""
+    """What the manifest of an adapter or of a merge binds beside its files, by content: every file of the base, its
+    tokenizer and chat template, the precision of the frozen weights, and the names of the head's outputs."""
     files = base_files(folder)
     words = {name: digest for name, digest in files.items() if name.startswith(WORDS) or name.endswith(".model")}
     labels = artifact / "labels.json"

@@ -8,12 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flows.keep import bound
 from flows.merge_candidates import Setting, updates_of
 from flows.merge_parents import Expert, Planned
 from flows.policy import cheap
 from flows.progress import voice
+from flows.promote import made_champion, promoting
 from flows.resuming import Workplace
 from flows.sealing import sealed
+from flows.validate import base_folder
 from flows.wiring import Home, flow_run_id
 from registry.records import BaseRecord, EvaluationRecord, VersionDraft, VersionRecord
 from tasks.errors import ArtifactRefused, SpecRefused
@@ -62,6 +65,7 @@ def remembered(
             },
             evaluations=tuple(scores.values()),
             flow_run=flow_run_id(),
+            binds=bound(experts[0].spec, base_folder(experts[0].spec.base), home.store.path(artifact)),
         ),
         lease=workplace.lease,
     )
@@ -164,14 +168,10 @@ def answered(home: Home, version: VersionRecord, experts: Sequence[Expert]) -> d
 
 def served(home: Home, version: VersionRecord, decision: Decision) -> bool:
     """The merged model made champion of its name."""
-    champion = home.ledger.champion(version.name)
-    if champion is None or champion.number != version.number:
-        expected = champion.number if champion else None
-        gates = {"gates": [asdict(gate) for gate in decision.gates], "sentence": decision.sentence}
-        home.ledger.promote(
-            version.name, version.number, expected=expected, decision=gates, actor="factory", reason=decision.sentence
-        )
-        voice.say(f"  {version.ref} is champion: {decision.sentence}, and it answers in a fresh process")
+    with promoting(home, version.name) as lease:
+        champion = home.ledger.champion(version.name)
+        if champion is None or champion.number != version.number:
+            made_champion(home, version, decision, champion, lease)
     return True
 
 

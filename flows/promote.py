@@ -88,7 +88,7 @@ def moved(
     version: VersionRecord,
     decision: Decision,
     champion: VersionRecord | None,
-    lease: LeaseRecord | None = None,
+    lease: LeaseRecord | None,
 ) -> PromotionRecord:
     """The second blessing, then the move: the version answers from its stored files in a fresh process.
 
@@ -100,6 +100,21 @@ def moved(
         Conflict: someone else moved the champion meanwhile, or took the lease.
     """
     answers_when_loaded(home, version)
+    return made_champion(home, version, decision, champion, lease)
+
+
+def made_champion(
+    home: Home,
+    version: VersionRecord,
+    decision: Decision,
+    champion: VersionRecord | None,
+    lease: LeaseRecord | None,
+) -> PromotionRecord:
+    """The move itself, of a version that passed its gates and has answered, remembered with both.
+
+    Raises:
+        Conflict: someone else moved the champion meanwhile, or took the lease.
+    """
     promotion = home.ledger.promote(
         version.name,
         version.number,

@@ -26,7 +26,7 @@ from flows.learn import (
     subject_of,
 )
 from flows.progress import voice
-from flows.promote import moved
+from flows.promote import moved, promoting
 from flows.publish import mirrored, publish_retrain
 from flows.refresh import told_stale
 from flows.repairing import trained_well
@@ -142,7 +142,8 @@ def retrain(
         for line in outcome.sayings:
             voice.say(f"  {line}")
         if outcome.promoted:
-            moved(home, outcome.version, outcome.decision, champion)
+            with promoting(home, task) as lease:
+                moved(home, outcome.version, outcome.decision, champion, lease)
             told_stale(home, task)
         else:
             voice.say(f"  {outcome.version.ref} is kept, not promoted: {outcome.decision.sentence}")

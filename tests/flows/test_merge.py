@@ -210,6 +210,22 @@ def test_the_merged_version_names_its_parents_and_is_served(factory: Any, trio: 
     assert all(ref in said.out for ref in (*TRIO, "topic:1"))
 
 
+def test_the_manifests_of_an_adapter_and_of_a_merge_bind_every_file_of_both_and_of_the_base(
+    factory: Any, intent: Any, trio: Any
+) -> None:
+    def hashes(paths: Any) -> dict[str, str]:
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths}
+
+    for version in (intent.outcome.version, trio.version):
+        told = json.loads(factory.files(version.manifest)["manifest.json"].read_bytes())
+        assert told["base"]["files"] == hashes((path.name, path) for path in factory.base.iterdir())
+        assert {entry["path"]: entry["sha256"] for entry in told["artifact"]["files"]} == hashes(
+            factory.files(version.artifact).items()
+        )
+        assert told["quantization"]["scheme"] == "nf4"
+        assert {"tokenizer", "chat_template", "head", "spec", "code", "parents"} <= told.keys()
+
+
 def test_a_retrained_parent_is_judged_on_both_of_its_quarters(factory: Any, trio: Any, moved: Any) -> None:
     rows = {key for name in ("fresh",) for key in moved.replayed.scores["candidate"][name].keys}
     rows |= {key for evaluation in moved.replayed.scores["candidate"].values() for key in evaluation.keys}
