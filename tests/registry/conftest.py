@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import queue
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from registry.records import BaseRecord, CodeRecord, DatasetRecord, EvaluationRe
 from registry.store import Store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+FORK = multiprocessing.get_context("fork")
 
 
 def sha(*parts: object) -> str:
@@ -154,6 +159,37 @@ def raw(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(tmp_path / "home" / "ledger.db", timeout=30, isolation_level=None)
     yield connection
     connection.close()
+
+
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
+    """Run `work(place, ready)` in so many processes; `ready()` lets all go on at one moment. Their answers, by place.
+
+    Each has to come to its end: one that raises or hangs fails the test.
+    """
+
+    def run(count: int, work: Callable[[int, Callable[[], object]], Any]) -> list[Any]:
+        barrier, said = FORK.Barrier(count), FORK.Queue()
+        children = [
+            FORK.Process(target=lambda at: said.put((at, work(at, lambda: barrier.wait(60)))), args=(place,))
+            for place in range(count)
+        ]
+        for child in children:
+            child.start()
+        answers: dict[int, Any] = {}
+        deadline = time.monotonic() + 300
+        while len(answers) < count and time.monotonic() < deadline:
+            with suppress(queue.Empty):
+                place, answer = said.get(timeout=0.2)
+                answers[place] = answer
+            if any(child.exitcode for child in children):
+                break
+        for child in children:
+            child.join(5)
+        assert [child.exitcode for child in children] == [0] * count
+        return [answers[place] for place in range(count)]
+
+    return run
 
 
 # PostgreSQL --------------------------------------------------------------------------------------------------------

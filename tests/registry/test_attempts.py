@@ -31,31 +31,22 @@ def home_of(url: str, root: Path) -> SimpleNamespace:
     return SimpleNamespace(ledger=Ledger.open(url, store=Store(root)))
 
 
-def start(work, count: int) -> list:
-    children = [FORK.Process(target=work, args=(place,)) for place in range(count)]
-    for child in children:
-        child.start()
-    return children
-
-
-def test_of_eight_processes_that_want_one_version_one_makes_it_and_all_get_it(url, workshop, tmp_path):
+def test_of_eight_processes_that_want_one_version_one_makes_it_and_all_get_it(url, workshop, tmp_path, together):
     """K03: the others wait, and get the version that the one made."""
     draft = workshop.draft("triage")
-    made, said = tmp_path / "made", FORK.Queue()
+    made = tmp_path / "made"
 
-    def work(place: int) -> None:
+    def returned(_, ready) -> str:
         home = home_of(url, workshop.store.root)
+        ready()
         with turn_to_make(home, draft.version_key) as lease:
             if lease is not None:
                 with open(made, "ab") as file:
                     file.write(b"x")
                 home.ledger.register(draft, lease=lease)
-        said.put(home.ledger.by_key(draft.version_key).ref)
+        return home.ledger.by_key(draft.version_key).ref
 
-    children = start(work, WANTED)
-    assert [said.get(timeout=60) for _ in children] == ["triage:1"] * WANTED
-    for child in children:
-        child.join(60)
+    assert together(WANTED, returned) == ["triage:1"] * WANTED
     assert made.read_bytes() == b"x"
     assert [(a.number, a.state, a.outcome) for a in workshop.ledger.attempts(draft.version_key)] == [
         (1, "done", "triage:1")
@@ -64,13 +55,14 @@ def test_of_eight_processes_that_want_one_version_one_makes_it_and_all_get_it(ur
 
 
 def test_of_eight_specs_of_one_task_all_register_and_each_is_judged_against_the_champion_that_stands(
-    url, workshop, tmp_path
+    url, workshop, together
 ):
     """K04: the gate lets one in at a time, so none of them meets a champion that it was not held against."""
     drafts = [workshop.draft("triage", place) for place in range(WANTED)]
 
-    def work(place: int) -> None:
+    def work(place: int, ready) -> None:
         home = home_of(url, workshop.store.root)
+        ready()
         number = home.ledger.register(drafts[place]).number
         with sole(home, "promote:triage", why="a candidate is being judged") as lease:
             champion = home.ledger.champion("triage")
@@ -78,10 +70,7 @@ def test_of_eight_specs_of_one_task_all_register_and_each_is_judged_against_the_
             expected = champion.number if champion else None
             home.ledger.promote("triage", number, expected=expected, decision={}, lease=lease)
 
-    children = start(work, WANTED)
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * WANTED
+    together(WANTED, work)
     assert {workshop.ledger.by_key(draft.version_key).artifact for draft in drafts} == {d.artifact for d in drafts}
     links = workshop.ledger.history("triage")
     assert sorted(link.number for link in links) == list(range(1, WANTED + 1))
@@ -93,11 +82,12 @@ def test_a_maker_that_was_killed_is_followed_when_its_lease_has_run_out(url, wor
     monkeypatch.setattr(keep, "LEASE_SECONDS", 0.4)
     draft = workshop.draft("triage")
 
-    def die(_: int) -> None:
+    def die() -> None:
         with turn_to_make(home_of(url, workshop.store.root), draft.version_key):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    (child,) = start(die, 1)
+    child = FORK.Process(target=die)
+    child.start()
     child.join(30)
     assert child.exitcode == -signal.SIGKILL
     home = home_of(url, workshop.store.root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 import sqlite3
 from pathlib import Path
@@ -16,24 +15,16 @@ from registry.errors import DependencyDown, IntegrityError, RegistryError, Unkno
 from registry.ledger import Ledger
 from registry.tables import Table
 
-FORK = multiprocessing.get_context("fork")
 
-
-def test_eight_processes_may_open_an_empty_database_at_once(empty_url):
+def test_eight_processes_may_open_an_empty_database_at_once(empty_url, together):
     """K07: whoever comes first builds the schema."""
-    barrier = FORK.Barrier(8)
 
-    def work() -> None:
-        barrier.wait(30)
+    def names(_, ready) -> tuple[str, ...]:
+        ready()
         with Ledger.open(empty_url) as ledger:
-            assert ledger.names() == ()
+            return ledger.names()
 
-    children = [FORK.Process(target=work) for _ in range(8)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 8
+    assert together(8, names) == [()] * 8
 
 
 def test_the_migrated_schema_is_the_one_that_tables_py_describes(empty_url):

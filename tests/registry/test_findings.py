@@ -54,21 +54,15 @@ def test_a_window_that_was_claimed_for_one_version_is_claimed_for_the_next(works
     assert not workshop.ledger.claim_retrain(replace(finding, version="triage:2"), claimant="run-2")
 
 
-def test_of_many_duplicate_events_exactly_one_wins(url, workshop, finding):
+def test_of_many_duplicate_events_exactly_one_wins(url, workshop, finding, together):
     workshop.ledger.remember_finding(finding)
-    barrier, said = FORK.Barrier(8), FORK.Queue()
 
-    def work(place: int) -> None:
+    def won(place: int, ready) -> int:
         with Ledger.open(url) as ledger:
-            barrier.wait(30)
-            said.put(sum(ledger.claim_retrain(finding, claimant=f"{place}-{turn}") for turn in range(5)))
+            ready()
+            return sum(ledger.claim_retrain(finding, claimant=f"{place}-{turn}") for turn in range(5))
 
-    children = [FORK.Process(target=work, args=(place,)) for place in range(8)]
-    for child in children:
-        child.start()
-    assert sorted(said.get(timeout=60) for _ in children) == [0] * 7 + [1]
-    for child in children:
-        child.join(60)
+    assert sorted(together(8, won)) == [0] * 7 + [1]
 
 
 def test_a_lease_has_one_holder_until_it_is_given_back(workshop):
@@ -93,17 +87,10 @@ def test_a_holder_whose_time_ran_out_is_fenced_off_by_its_successor(workshop):
     assert ledger.renew_lease(successor, seconds=60).token == successor.token
 
 
-def test_of_eight_that_want_a_lease_one_gets_it(url, workshop):
-    barrier, said = FORK.Barrier(8), FORK.Queue()
-
-    def work(place: int) -> None:
+def test_of_eight_that_want_a_lease_one_gets_it(url, workshop, together):
+    def got(place: int, ready) -> bool:
         with Ledger.open(url) as ledger:
-            barrier.wait(30)
-            said.put(ledger.take_lease("train:x", holder=str(place), seconds=60) is not None)
+            ready()
+            return ledger.take_lease("train:x", holder=str(place), seconds=60) is not None
 
-    children = [FORK.Process(target=work, args=(place,)) for place in range(8)]
-    for child in children:
-        child.start()
-    assert sum(said.get(timeout=60) for _ in children) == 1
-    for child in children:
-        child.join(60)
+    assert sum(together(8, got)) == 1

@@ -85,22 +85,16 @@ def test_one_identity_has_one_name(workshop):
     assert workshop.ledger.names() == ("triage",)
 
 
-def test_eight_processes_that_register_one_key_get_one_version_and_eight_keys_get_eight(url, workshop):
+def test_eight_processes_that_register_one_key_get_one_version_and_eight_keys_get_eight(url, workshop, together):
     shared = workshop.draft("triage", "shared")
     own = [workshop.draft("triage", "own", place) for place in range(8)]
-    barrier, said = FORK.Barrier(8), FORK.Queue()
 
-    def work(place: int) -> None:
+    def numbers(place: int, ready) -> tuple[int, int]:
         with Ledger.open(url, store=Store(workshop.store.root)) as ledger:
-            barrier.wait(30)
-            said.put((ledger.register(shared).number, ledger.register(own[place]).number))
+            ready()
+            return ledger.register(shared).number, ledger.register(own[place]).number
 
-    children = [FORK.Process(target=work, args=(place,)) for place in range(8)]
-    for child in children:
-        child.start()
-    answers = [said.get(timeout=60) for _ in children]
-    for child in children:
-        child.join(60)
+    answers = together(8, numbers)
     assert len({shared_number for shared_number, _ in answers}) == 1
     assert sorted({number for answer in answers for number in answer}) == list(range(1, 10))
     assert rows(workshop, "versions") == rows(workshop, "outbox") == 9

@@ -142,15 +142,14 @@ def test_any_sequence_of_moves_agrees_with_a_stack(seed, sqlite_workshop):
     assert_chain(ledger.history("triage"))
 
 
-def test_eight_promoters_lose_no_update_and_every_loser_is_told(url, five, store):
+def test_eight_promoters_lose_no_update_and_every_loser_is_told(url, five, store, together):
     """K01: each promoter reads the champion, then promotes another version; a slow step widens the race."""
-    barrier, said = FORK.Barrier(PROMOTERS), FORK.Queue()
 
-    def work(place: int) -> None:
+    def promoted(place: int, ready) -> tuple[list[tuple[int, ...]], int]:
         os.environ["FACTORY_FAILPOINT"] = f"promote.before_link=sleep:0.001@{place + 1}"
         with Ledger.open(url, store=Store(store.root)) as ledger:
             won, lost = [], 0
-            barrier.wait(30)
+            ready()
             for turn in range(TURNS):
                 champion = ledger.champion("triage")
                 expected = None if champion is None else champion.number
@@ -161,14 +160,9 @@ def test_eight_promoters_lose_no_update_and_every_loser_is_told(url, five, store
                     won.append((link.seq, link.previous, link.number, place, turn))
                 except Conflict:
                     lost += 1
-            said.put((won, lost))
+            return won, lost
 
-    children = [FORK.Process(target=work, args=(place,)) for place in range(PROMOTERS)]
-    for child in children:
-        child.start()
-    answers = [said.get(timeout=120) for _ in children]
-    for child in children:
-        child.join(60)
+    answers = together(PROMOTERS, promoted)
     won = sorted(win for wins, _ in answers for win in wins)
     links = five.history("triage")
     assert_chain(links)

@@ -167,20 +167,13 @@ def test_a_ledger_on_it_registers_promotes_checks_sweeps_and_repairs(place, stor
 
 
 @pytest.mark.parametrize("place", ["local", "file"], indirect=True)
-def test_eight_processes_that_put_the_same_folder_publish_it_once(place, store, folder):
-    barrier = FORK.Barrier(8)
-
-    def work() -> None:
+def test_eight_processes_that_put_the_same_folder_publish_it_once(place, store, folder, together):
+    def work(_, ready) -> None:
         os.environ["FACTORY_FAILPOINT"] = "store.before_rename=sleep:0.02"
-        barrier.wait(30)
+        ready()
         assert place.opened().put(folder) == digest_of_folder(folder)
 
-    children = [FORK.Process(target=work) for _ in range(8)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 8
+    together(8, work)
     assert list(store.digests()) == [digest_of_folder(folder)]
     assert digest_of_folder(place.opened().path(digest_of_folder(folder))) == digest_of_folder(folder)
 

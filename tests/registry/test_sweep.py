@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import time
@@ -18,8 +17,6 @@ from registry.repair import repair
 from registry.store import Store
 from registry.sweep import DAY_SECONDS, rubbish, sweep
 from registry.tracking import Tracker
-
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -80,17 +77,16 @@ def test_what_is_stored_again_is_young_again(kept, tmp_path):
     assert sweep(kept.ledger, kept.store, now_seconds=now()) == ()
 
 
-def test_a_registration_beside_a_sweep_keeps_its_files_or_is_refused(url, kept):
+def test_a_registration_beside_a_sweep_keeps_its_files_or_is_refused(url, kept, together):
     """K02: old orphans are registered by eight processes while others sweep; no row is left without its files."""
     drafts = [kept.draft("late", place) for place in range(8)]
     old = now() - 2 * DAY_SECONDS
     for draft in drafts:
         os.utime(kept.store.path(draft.artifact).parent, (old, old))
-    barrier = FORK.Barrier(10)
 
-    def work(place: int) -> None:
+    def work(place: int, ready) -> None:
         with Ledger.open(url, store=Store(kept.store.root)) as ledger:
-            barrier.wait(30)
+            ready()
             if place >= 8:
                 sweep(ledger, Store(kept.store.root), now_seconds=now())
                 return
@@ -101,12 +97,7 @@ def test_a_registration_beside_a_sweep_keeps_its_files_or_is_refused(url, kept):
                 said = str(refusal)
             assert "is not in the store" in said
 
-    children = [FORK.Process(target=work, args=(place,)) for place in range(10)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 10
+    together(10, work)
     assert fsck(kept.ledger, kept.store) == ()
 
 

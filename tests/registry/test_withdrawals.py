@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 
 import networkx
@@ -13,8 +12,6 @@ from registry.fsck import fsck
 from registry.ledger import Ledger
 from registry.records import Parent
 from registry.store import Store
-
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -119,14 +116,13 @@ def test_descendants_agree_with_networkx_on_random_histories(sqlite_workshop):
         assert set(ledger.containing(ref)) == networkx.descendants(graph, ref)
 
 
-def test_a_child_that_is_registered_while_its_parent_is_withdrawn_is_marked_or_refused(url, family):
+def test_a_child_that_is_registered_while_its_parent_is_withdrawn_is_marked_or_refused(url, family, together):
     """K02: on every database, whoever comes first; eight children against one withdrawal."""
     drafts = [family.merged(f"child-{place}", ("routing:1",), place) for place in range(8)]
-    barrier = FORK.Barrier(9)
 
-    def work(place: int) -> None:
+    def work(place: int, ready) -> None:
         with Ledger.open(url, store=Store(family.store.root)) as ledger:
-            barrier.wait(30)
+            ready()
             if place == 8:
                 ledger.withdraw("routing:1", reason="race")
                 return
@@ -137,12 +133,7 @@ def test_a_child_that_is_registered_while_its_parent_is_withdrawn_is_marked_or_r
                 said = str(refusal)
             assert "was withdrawn" in said
 
-    children = [FORK.Process(target=work, args=(place,)) for place in range(9)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 9
+    together(9, work)
     marked = {record.version for record in family.ledger.withdrawals()}
     assert marked == {"routing:1", *family.ledger.containing("routing:1")}
     assert fsck(family.ledger, family.store) == ()
