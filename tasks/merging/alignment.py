@@ -37,7 +37,9 @@ def knots_factors(stack: Stack, ask: Ask, *, inner: Inner) -> Factors:
     """U and the merged (k, in) coordinates."""
     pairs = stack.factors() or []
     frame, inside = shared_basis(pairs)
-    return frame, merged_inside(stack, ask, [left @ A for left, (_, A) in zip(inside, pairs, strict=True)], inner)
+    # float32 is what the inner rule reads; a product of two factors cancels nothing
+    coordinates = [left.float() @ A.float() for left, (_, A) in zip(inside, pairs, strict=True)]
+    return frame, merged_inside(stack, ask, coordinates, inner)
 
 
 def knots_dense(stack: Stack, ask: Ask, *, inner: Inner) -> Tensor:

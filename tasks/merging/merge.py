@@ -127,13 +127,13 @@ def _truncated(
 
 def merged(rule: Rule, ask: Ask, stack: Stack) -> Tensor:
     """One module by a rule, (out, in) float32."""
-    if rule.factored is not None and stack.factors() is not None:
+    if rule.factored is not None and stack.low_rank:
         return product(*rule.factored(stack, ask))
     return rule.dense(stack, ask)
 
 
 def _reduced(rule: Rule, ask: Ask, rank: int | None, energy: float | None, stack: Stack) -> Reduced:
-    if rule.factored is not None and stack.factors() is not None:
+    if rule.factored is not None and stack.low_rank:
         B, A = rule.factored(stack, ask)
         if not rule.linear and energy is None and rank is not None and B.shape[1] <= rank:
             return Reduced(B.float(), A.float(), 0.0)  # B is orthonormal; a sum may cancel between its factors

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1 << 16  # entries at most that the bracket is read from
 SAMPLED_SHARE = 1 / 16
+AT_ONCE = 1 << 18  # entries up to which one selection among all is quicker
 WALK = 7919
 ERRORS = 5  # standard errors of a share in the sample that the bracket reaches to either side
 
@@ -32,7 +33,7 @@ def kth_magnitude(rows: Callable[[slice], Tensor], shape: tuple[int, int], block
     entries = shape[0] * shape[1]
     if kept == 0:
         return math.inf
-    if entries >= SAMPLE:
+    if entries >= AT_ONCE:
         found = _within_bracket(rows, shape, blocks, kept)
         if found is not None:
             return found

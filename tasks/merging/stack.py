@@ -47,6 +47,11 @@ class Stack:
         readers = [update.rows(self.name) for update in self.updates]
         return lambda block: [rows(block) for rows in readers]
 
+    @property
+    def low_rank(self) -> bool:
+        """Whether every parent's change here has factors."""
+        return all(update.has_factors(self.name) for update in self.updates)
+
     def factors(self) -> list[tuple[Tensor, Tensor]] | None:
         """(s B, A) of each parent in float64, or None if one of them has no low rank."""
         found = [update.factors(self.name) for update in self.updates]
@@ -77,6 +82,9 @@ class Held:
 
     def delta(self, name: str) -> Tensor:
         return self.value
+
+    def has_factors(self, name: str) -> bool:
+        return False
 
     def factors(self, name: str) -> None:
         return None

@@ -78,7 +78,7 @@ def _rows_of(plan: MergePlan, rule: Rule, ask: Ask, stack: Stack) -> Callable[[]
         if plan.transposed and not vector:  # blocks of its rows are columns of ours
             dense = merged(rule, ask, stack).T.contiguous()
             return lambda block: dense[block]
-        if rule.factored is not None and stack.factors() is not None:
+        if rule.factored is not None and stack.low_rank:
             B, A = rule.factored(stack, ask)
             return _flat(vector, lambda block: (B[block] @ A).float())
         if rule.rows is not None:

@@ -81,6 +81,12 @@ class Update:
         part = self._part(name)
         return part.B.shape[0], 1 if self._is_bias(name) else part.A.shape[1]
 
+    def has_factors(self, name: str) -> bool:
+        """Whether the change has a low rank."""
+        part = self._part(name)
+        whole = part.magnitude is not None or part.gain is not None or part.value is not None
+        return self._is_bias(name) or part.is_vector or not whole
+
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """(s B, A) in float64 with dW = s B A, or None where the change has no low rank (DoRA)."""
         part = self._part(name)
@@ -88,9 +94,7 @@ class Update:
             return self._bias(name).double()[:, None], torch.ones(1, 1, dtype=torch.float64)
         if part.is_vector:
             return self.delta(name).double(), torch.ones(1, 1, dtype=torch.float64)
-        if part.magnitude is not None or part.gain is not None or part.value is not None:
-            return None
-        return part.scale * part.B.double(), part.A.double()
+        return (part.scale * part.B.double(), part.A.double()) if self.has_factors(name) else None
 
     def inputs_read(self, name: str) -> Tensor:
         """(rank, in): rows span the inputs that the low-rank part reads; where there is none, their mean direction."""
