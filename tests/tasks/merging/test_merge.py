@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.merging import vectors
 from tasks.merging.algebra import disjoint_merge, magnitude_of_rank, trim
 from tasks.merging.base import open_base
@@ -370,70 +369,3 @@ def test_rank_by_energy_is_the_smallest_that_keeps_it(energy: float) -> None:
         assert 1 - reduced.lost >= energy - 1e-6
         shares = np.cumsum(thin_svd(B, A)[1].numpy() ** 2)
         assert reduced.rank == int((shares / shares[-1] < energy).sum()) + 1
-
-
-def test_all_mismatches_are_listed_before_anything_is_computed(
-    adapter: Callable[..., Path], tiny_encoder: Path, tiny: Any, tmp_path: Path
-) -> None:
-    classifier = tiny.random_adapter(tiny.loaded(tiny_encoder, "classification"), 1, task_type="SEQ_CLS")
-    classifier.save_pretrained(tmp_path / "classifier")
-    narrow = tmp_path / "narrow"
-    tensors = load_file(adapter(50) / "adapter_model.safetensors")
-    narrow.mkdir()
-    cut = {name: tensor[:, :4].contiguous() if "lora_A" in name else tensor for name, tensor in tensors.items()}
-    save_file(cut, narrow / "adapter_model.safetensors")
-    (narrow / "adapter_config.json").write_bytes((adapter(50) / "adapter_config.json").read_bytes())
-    parents = [
-        parent_of(adapter(51), "a", tokenizer_digest="t"),
-        parent_of(adapter(52), "b", tokenizer_digest="t", quantization="nf4"),
-        Parent("c:1", "c", adapter(53), "another", tokenizer_digest="u"),
-        parent_of(tmp_path / "classifier", "d", tokenizer_digest="t"),
-        parent_of(narrow, "e", tokenizer_digest="t"),
-        parent_of(tmp_path / "nowhere", "f", tokenizer_digest="t"),
-    ]
-    with pytest.raises(ArtifactRefused) as refusal:
-        check_parents(parents)
-    codes = [problem.code for problem in refusal.value.problems]
-    for code, times in (
-        ("E-MERGE-011", 1),
-        ("E-MERGE-012", 1),
-        ("E-MERGE-013", 1),
-        ("E-MERGE-014", 1),
-        ("E-ADAPTER-101", 2),
-    ):
-        assert codes.count(code) == times, code
-    assert codes.count("E-MERGE-015") == 14, "one per module of the narrow parent"
-    assert any("c:1" in problem.where and "another" in problem.wrong for problem in refusal.value.problems)
-
-
-def test_parents_without_names_of_their_own_are_refused(folders: list[Path]) -> None:
-    with pytest.raises(SpecRefused, match="there are none"):
-        check_parents([])
-    with pytest.raises(SpecRefused, match="task 'a'"):
-        check_parents([parent_of(folders[0], "a"), Parent("b:1", "a", folders[1], "digest")])
-
-
-@pytest.mark.parametrize(
-    ("rule", "settings", "words"),
-    [
-        ("tise", {}, "did you mean ties"),
-        ("ties", {"density": 0.0}, "density"),
-        ("ties", {"density": 1.5}, "density"),
-        ("ties", {"weights": {"z": 1.0}}, "z"),
-        ("ties", {"weights": {"a": float("nan")}}, "finite"),
-        ("average", {"weights": {"a": 1, "b": -1, "c": 0}}, "sum to 0"),
-        ("ties", {"weights": {"a": 0, "b": 0, "c": 0}}, "all weights are 0"),
-    ],
-)
-def test_what_cannot_be_merged_is_refused_before_it_starts(
-    rule: str, settings: dict[str, Any], words: str, plan: MergePlan
-) -> None:
-    with pytest.raises(SpecRefused, match=words):
-        next(merged_updates(plan, rule, **settings))
-
-
-def test_a_generation_parent_with_replaced_weights_is_refused(llama: Path, tiny: Any, tmp_path: Path) -> None:
-    settings = {"task_type": "CAUSAL_LM", "modules_to_save": ["lm_head"]}
-    tiny.random_adapter(tiny.loaded(llama, "generation"), 60, **settings).save_pretrained(tmp_path / "a")
-    with pytest.raises(ArtifactRefused, match="lm_head"):
-        check_parents([parent_of(tmp_path / "a", "a")])
