@@ -80,3 +80,15 @@ def test_the_recipe_in_the_documentation_is_one(tmp_path: Path) -> None:
     assert spec.general is not None
     assert spec.general.source == str(tmp_path / "general.jsonl")
     assert spec.search is not None
+
+
+def test_the_baselines_of_every_table_are_tried_unless_named_declined_or_pointless() -> None:
+    from tasks.specs.merge import BASELINES
+
+    named = RuleSpec(rule="ties", scale=(0.7,))
+    spec = MergeSpec(name="x", parents=("a", "b"), rules=(named,))
+    assert [rule.rule for rule in spec.tried] == ["ties", "average", "task_arithmetic", "knots_ties"]
+    assert spec.tried[0] == named
+    check_rules(spec.model_copy(update={"rules": BASELINES}))
+    for quiet in ({"baselines": False}, {"parents": ("a",)}):
+        assert spec.model_copy(update=quiet).tried == (named,)
