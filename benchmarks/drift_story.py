@@ -147,10 +147,16 @@ def stays(stage: Stage, place: int, life: Life) -> str:
 
 
 def retrained(stage: Stage, life: Life, **how: Any) -> Any:
+    """What came of a retrain; None where its curve was refused, and nothing was registered."""
     from flows.retrain import retrain
+    from tasks.errors import GateRefused
 
-    done = retrain(stage.task, **how)
     life.retrains += 1
+    try:
+        done = retrain(stage.task, **how)
+    except GateRefused as refused:
+        life.told.append(str(refused))
+        return None
     life.promoted += done.promoted
     return done
 
@@ -170,7 +176,8 @@ def naively(stage: Stage, place: int, life: Life) -> str:
     path = stage.written(f"naive {place}", rows, 1 + place)
     done = retrained(stage, life, traffic=str(path), replay_share=0.0, promote=False)
     champion = ledger.champion(stage.task)
-    ledger.promote(stage.task, done.version.number, expected=champion.number if champion else None, decision={})
+    if done is not None:
+        ledger.promote(stage.task, done.version.number, expected=champion.number if champion else None, decision={})
     return stage.task
 
 

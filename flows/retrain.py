@@ -32,13 +32,14 @@ from flows.refresh import told_stale
 from flows.repairing import trained_well
 from flows.replay import apart, asked_spec, in_force, moment_asked, relabelled, replayed
 from flows.resuming import working_on
+from flows.teach import Unfit
 from flows.traffic import labelled_traffic
 from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
 from tasks.data.examples import Example
-from tasks.drift.attempts import next_attempt
+from tasks.drift.attempts import gentler, next_attempt
 from tasks.evaluation.comparison import Interval, gain
 from tasks.evaluation.scoring import Scores
 from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge, keeps_slice
@@ -153,15 +154,26 @@ def retrain(
 
 
 def best_of(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset, attempts: int) -> RetrainOutcome:
-    """The first candidate that passes its gates, or the last one: each changes one thing for what was refused."""
-    outcome = attempted(home, spec, champion, fresh)
-    for _ in range(attempts - 1):
-        change = None if outcome.decision.passed else next_attempt(spec, outcome.decision)
-        if change is None:
+    """The first candidate that passes its gates, or the last one: each changes one thing for what was refused.
+
+    Raises:
+        Unfit: no attempt came to anything that may be kept.
+    """
+    outcome: RetrainOutcome | None = None
+    for left in reversed(range(attempts)):
+        try:
+            outcome = attempted(home, spec, champion, fresh)
+            change = None if outcome.decision.passed else next_attempt(spec, outcome.decision)
+            name = outcome.version.ref
+        except Unfit as error:
+            if outcome is None and not left:
+                raise
+            change, name = gentler(spec, error.problems[0].wrong), champion.name
+        if change is None or not left:
             break
-        voice.say(f"  {outcome.version.ref} is refused: {change.sentence}")
+        voice.say(f"  {name} is refused: {change.sentence}")
         spec = change.spec
-        outcome = attempted(home, spec, champion, fresh)
+    assert outcome is not None
     return outcome
 
 

@@ -16,6 +16,7 @@ from flows.learn import datasets_of, threads
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
 from flows.publish import publish_drift
+from flows.replay import in_force
 from flows.streams import streamed
 from flows.traffic import inbox, ingested, known_events, taken_in
 from flows.validate import remembered_dataset
@@ -206,8 +207,8 @@ def arrival_of(
 
 
 def reference_examples(home: Home, champion: VersionRecord, spec: AdapterSpec) -> list[Example]:
-    """The rows that the champion was judged on: frozen with the version."""
-    rows = [e for digest in datasets_of(champion) for e in remembered_dataset(home, digest).snapshot.examples("test")]
+    """The rows that the champion was judged on, frozen with the version, but for those whose label holds no longer."""
+    rows = [e for digest in datasets_of(champion) for e in in_force(spec, remembered_dataset(home, digest), "test")]
     return sorted(rows, key=lambda example: example.key)[: spec.drift.window_rows]
 
 

@@ -18,6 +18,21 @@ class Change(NamedTuple):
     sentence: str
 
 
+def gentler(spec: AdapterSpec, fault: str) -> Change:
+    """The next attempt after a run whose curve came to nothing that may be kept: a third of the rate.
+
+    Going on from the champion it is the share of the rate that falls, so that a later start from the base has it all.
+    """
+    if spec.retrain.start == "champion":
+        changed: dict[str, object] = {
+            "retrain": spec.retrain.model_copy(update={"rate_factor": spec.retrain.rate_factor / 3})
+        }
+    else:
+        rate = spec.training.learning_rate / 3
+        changed = {"training": spec.training.model_copy(update={"learning_rate": rate})}
+    return Change(spec.model_copy(update=changed), f"{fault}: a third of the rate")
+
+
 def next_attempt(spec: AdapterSpec, decision: Decision) -> Change | None:
     """The next attempt after a refusal; None where no further attempt could help.
 

@@ -226,6 +226,9 @@ def test_where_a_person_says_that_the_new_labels_hold_the_old_ones_are_neither_r
 ) -> None:
     """Two labels are swapped in the traffic; the witness counts the frozen rows of the other two."""
     from flows.retrain import retrain
+    from flows.watch import reference_examples
+    from flows.wiring import opened
+    from tasks.specs import AdapterSpec
 
     first, second = desk["mood"].labels[:2]
     swap = {first: second, second: first}
@@ -239,6 +242,11 @@ def test_where_a_person_says_that_the_new_labels_hold_the_old_ones_are_neither_r
     kept = [row for row in table if row["side"] == "test" and row["target"] not in swap]
     (gate,) = [gate for gate in done.decision.gates if gate.name.startswith("kept on ")]
     assert 30 <= gate.n == len(kept)
+    with factory.active():  # nor is any later window held against them
+        watched = reference_examples(opened(), done.version, AdapterSpec.model_validate(done.version.spec))
+    asked = {(example.key, example.target) for example in watched}
+    assert {(row["key"], row["target"]) for row in kept} <= asked
+    assert asked.isdisjoint((row["key"], row["target"]) for row in table if row["target"] in swap)
     assert done.scores["candidate"]["fresh"].score > done.scores["champion"]["fresh"].score + 0.2
 
 
@@ -248,3 +256,31 @@ def test_what_is_no_date_is_refused_before_anything_is_read(factory: Any, mood: 
     assert said.code == 2
     assert said.lines[-1].startswith("E-SPEC-014 --labels-changed: 'lately' is no date or time")
     assert factory.remembered() == before
+
+
+def test_a_run_that_came_to_nothing_is_followed_by_a_gentler_one(
+    factory: Any, mood: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt is said to have diverged; where all attempts do, that is the end."""
+    import flows.retrain as flow
+    from flows.teach import Unfit
+    from tasks.specs import AdapterSpec
+    from tasks.training.diagnosis import Finding
+
+    rates: list[float] = []
+    done: Any = type("Done", (), {"decision": type("All", (), {"passed": True}), "version": mood.outcome.version})
+
+    def attempted(home: Any, spec: Any, champion: Any, fresh: Any) -> Any:
+        rates.append(spec.retrain.rate_factor)
+        if len(rates) != 2:
+            raise Unfit("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
+        return done
+
+    monkeypatch.setattr(flow, "attempted", attempted)
+    spec = AdapterSpec.model_validate(mood.outcome.version.spec)
+    spec = spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"start": "champion"})})
+    nothing: Any = None
+    assert flow.best_of(nothing, spec, mood.outcome.version, nothing, 2) is done
+    assert rates == pytest.approx([0.5, 0.5 / 3])
+    with pytest.raises(Unfit):
+        flow.best_of(nothing, spec, mood.outcome.version, nothing, 2)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.drift.attempts import next_attempt
+from tasks.drift.attempts import gentler, next_attempt
 from tasks.promotion import Decision, Gate
 from tasks.specs import AdapterSpec
 
@@ -64,3 +64,17 @@ def test_every_attempt_differs_from_all_before_and_the_changes_end() -> None:
 def test_nothing_is_tried_again_where_nothing_was_refused_or_rows_are_too_few() -> None:
     assert next_attempt(spec(), refused()) is None
     assert next_attempt(spec(), refused("kept on test of 1234", bound=0.1)) is None
+
+
+@pytest.mark.parametrize("start", ["champion", "base"])
+def test_after_a_run_that_came_to_nothing_the_next_one_takes_a_third_of_the_rate(start: str) -> None:
+    """The peak rate of a run is the training's, times the factor where it goes on from the champion."""
+
+    def peak(asked: AdapterSpec) -> float:
+        return asked.training.learning_rate * (asked.retrain.rate_factor if start == "champion" else 1.0)
+
+    before = spec(start=start)
+    after = gentler(before, "diverged: loss 9 at the end")
+    assert peak(after.spec) == pytest.approx(peak(before) / 3)
+    assert after.sentence == "diverged: loss 9 at the end: a third of the rate"
+    assert after.spec.retrain.replay_share == before.retrain.replay_share
