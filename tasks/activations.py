@@ -13,17 +13,7 @@ from typing import Any
 from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec
 
-TOKENS_AT_ONCE = 2048  # on a CPU; a batch of long rows is cut into pieces of so many, its gradient stays what it is
 ENCODERS = ("bert", "roberta", "electra", "distilbert")
-
-
-def rows_at_once(rows: int, tokens: int, *, on_gpu: bool) -> int:
-    """How many of `rows` rows of so many tokens are computed together.
-
-    >>> rows_at_once(16, 60, on_gpu=False), rows_at_once(16, 500, on_gpu=False), rows_at_once(16, 500, on_gpu=True)
-    (16, 4, 16)
-    """
-    return rows if on_gpu else max(1, min(rows, TOKENS_AT_ONCE // max(tokens, 1)))
 
 
 @dataclass(frozen=True)

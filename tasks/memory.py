@@ -13,7 +13,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-from tasks.activations import Step, held, rows_at_once
+from tasks.activations import Step, held
 from tasks.errors import ArtifactRefused, Problem, SpecRefused
 from tasks.methods.catalogue import EXTRA, METHODS, trainable_parameters
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
@@ -186,8 +186,7 @@ def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gp
     row = METHODS[spec.method.name]
     chosen = chosen_targets(shapes.linear, spec.method) if row.takes_targets else {}
     inputs = sum(into for _, into in chosen.values())
-    rows = rows_at_once(_rows_at_once(spec), tokens, on_gpu=on_gpu)
-    return Step(rows, tokens, min(answers, tokens), inputs, len(chosen), on_gpu, half)
+    return Step(_rows_at_once(spec), tokens, min(answers, tokens), inputs, len(chosen), on_gpu, half)
 
 
 def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:

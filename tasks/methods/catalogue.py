@@ -29,6 +29,7 @@ class Method:
         not_for_classes: why it cannot serve a classification head; "" if it can.
         refused: why no spec with this row is taken at all; "" for all that train.
         starts_as_base: whether the untrained adapter answers exactly as the base does.
+        reads_rows_first: whether its start is chosen from training rows.
         mergeable: whether it can be merged into the weights, so that serving costs nothing.
         config: arguments of PEFT's config class.
     """
@@ -49,6 +50,7 @@ class Method:
     starts_as_base: bool = True
     mergeable: bool = True
     b_rate: float = 1.0
+    reads_rows_first: bool = False
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -107,6 +109,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 update="dW = (alpha / r) B A",
                 formula="r d_out per module",
                 parameters=lambda shapes, rank: sum(rank * o for o, _ in shapes.values()),
+            ),
+            Method(
+                name="eva",
+                title="LoRA whose A starts at the directions in which its inputs vary most, as training rows show them",
+                paper="Paischer et al. 2024, arXiv:2410.07170",
+                update="dW = (alpha / r) B A",
+                reads_rows_first=True,
             ),
             Method(
                 name="vera",

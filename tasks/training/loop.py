@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.activations import TOKENS_AT_ONCE
 from tasks.data.examples import Example
 from tasks.errors import SpecRefused
 from tasks.methods.build import attached, fresh_adapter, train_only_what_it_says, write_adapter
 from tasks.methods.catalogue import METHODS
+from tasks.methods.principal import start_at_principal_inputs
 from tasks.specs import AdapterSpec, TrainingSpec
 from tasks.training.anchor import Anchor
 from tasks.training.base import Base, seeded
@@ -39,6 +40,7 @@ from tasks.training.state import RunState, trained_tensors
 from tasks.training.team import Team
 
 PROBED_ROWS = 8
+READ_FIRST = 4  # batches from which a method that reads rows first chooses its start
 ALONE = Team()
 
 
@@ -119,6 +121,8 @@ def train_adapter(
         train_only_what_it_says(model, spec.method)
         if base.kind == "classification" and start is None:
             start_head_from_class_means(base, model, rows)
+        if METHODS[spec.method.name].reads_rows_first and start is None:
+            start_at_principal_inputs(model, _readings(base, model, rows, spec.training.batch_size))
         compute_in_few_passes(model)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rate = spec.training.learning_rate * (spec.retrain.rate_factor if start else 1.0)
@@ -243,6 +247,12 @@ def train_adapter(
     )
 
 
+def _readings(base: Base, model: Any, rows: Sequence[Encoded], batch_size: int) -> Iterator[Callable[[], Any]]:
+    """A few batches to look at, as calls of the model."""
+    for start in range(0, min(len(rows), READ_FIRST * batch_size), batch_size):
+        yield partial(model, **collate(base, rows[start : start + batch_size])[0])
+
+
 class _Halted(Exception):
     """A stop was asked for between two micro-batches."""
 
@@ -320,13 +330,14 @@ def _backward(
     Raises:
         _Halted: `stop` said so between two micro-batches.
     """
-    most_tokens = math.inf if base.device.type == "cuda" else TOKENS_AT_ONCE
+    share = team.share(rows)
+    micro = micro_batch or max(1, len(share))
     learned = len(rows) if base.kind == "classification" else max(1, sum(len(row.target) for row in rows))
     total, width = 0.0, 0.0
-    for place, piece in enumerate(_pieces(team.share(rows), micro_batch or len(rows), most_tokens)):
-        if place and stop():
+    for start in range(0, len(share), micro):
+        if start and stop():
             raise _Halted
-        inputs, labels = collate(base, piece)
+        inputs, labels = collate(base, share[start : start + micro])
         with base.autocast():
             loss, _ = summed_loss(base, answer, inputs, labels)
         (loss / learned).backward()
@@ -334,21 +345,6 @@ def _backward(
         width += inputs["input_ids"].numel()
     tokens = sum(len(row.prompt) if base.kind == "classification" else row.length for row in rows)
     return total / learned, tokens, width
-
-
-def _pieces(rows: Sequence[Encoded], most_rows: int, most_tokens: float) -> Iterator[Sequence[Encoded]]:
-    """A batch in what is computed at once: so many rows, and so many tokens with their padding unless one row has more.
-
-    On a CPU more tokens at once are no faster, and the longest rows of a set, which share a batch, set the peak.
-    """
-    start = width = 0
-    for end, row in enumerate(rows):
-        width = max(width, row.length)
-        if end > start and (end - start == most_rows or width * (end - start + 1) > most_tokens):
-            yield rows[start:end]
-            start, width = end, row.length
-    if rows[start:]:
-        yield rows[start:]
 
 
 @contextmanager

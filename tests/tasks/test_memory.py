@@ -180,7 +180,7 @@ def test_an_8b_model_in_nf4_weighs_what_the_paper_says() -> None:
     ],
 )
 def test_asking_for_more_costs_more_where_it_is_asked(change: dict[str, Any], cause: str) -> None:
-    assert plan_of(spec_of(**change), tokens=32).causes[cause] > plan_of(spec_of(), tokens=32).causes[cause]
+    assert plan_of(spec_of(**change)).causes[cause] > plan_of(spec_of()).causes[cause]
 
 
 @pytest.mark.parametrize(

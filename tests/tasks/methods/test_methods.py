@@ -12,9 +12,11 @@ import torch
 from tasks.errors import SpecRefused
 from tasks.methods.build import attached, fresh_adapter, train_only_what_it_says
 from tasks.methods.catalogue import EXTRA, METHODS, TRAINED
+from tasks.methods.principal import start_at_principal_inputs
 from tasks.specs import AdapterSpec, BaseSpec, MethodSpec
 from tasks.training.base import Base, load_base, target_modules
-from tasks.training.loop import Trained, train_adapter
+from tasks.training.encoding import encode
+from tasks.training.loop import Trained, _readings, train_adapter
 
 LABELS = ("card", "loan", "theft")
 Make = Callable[..., Any]
@@ -277,3 +279,34 @@ def test_the_page_about_methods_is_what_the_table_says() -> None:
 
     assert Path("docs/methods.md").read_text(encoding="utf-8") == methods_page()
     assert all(f"`{name}`" in methods_page() for name in METHODS)
+
+
+def test_evas_a_is_the_principal_subspace_of_what_each_module_reads_and_b_is_zero(
+    tiny_base: Path, make_rows: Make
+) -> None:
+    base = base_of(tiny_base, "generation", "none")
+    rows = encode(base, make_rows("generation", 24))
+    read: dict[str, list[torch.Tensor]] = {}
+    with fresh_adapter(base, MethodSpec(name="eva", rank=3, dropout=0.0), seed=0) as model:
+        calls = list(_readings(base, model, rows, 8))
+        layers = {name: m for name, m in model.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)}
+
+        def keeping(name: str) -> Any:
+            return lambda _, x: read.setdefault(name, []).append(x[0].flatten(0, 1))
+
+        hooks = [layer.register_forward_pre_hook(keeping(name)) for name, layer in layers.items()]
+        with torch.no_grad():
+            for call in calls:
+                call()
+        for hook in hooks:
+            hook.remove()
+        before = probe(base, model)
+        assert start_at_principal_inputs(model, calls) == len(layers) == 14
+        assert torch.equal(probe(base, model), before)
+        for name, layer in layers.items():
+            A = layer.lora_A["default"].weight.double()
+            torch.testing.assert_close(A @ A.T, torch.eye(3).double(), atol=1e-5, rtol=0)
+            X = torch.cat(read[name]).double()
+            held = float((X @ A.T).pow(2).sum())
+            best = float((torch.linalg.svdvals(X)[:3] ** 2).sum())
+            assert held == pytest.approx(best, rel=1e-2)  # batch by batch, the weakest let go

@@ -376,19 +376,3 @@ def test_the_score_of_a_look_is_the_share_of_likeliest_answers_that_are_right(
             count += len(row.target)
     assert score == pytest.approx(right / count, abs=1.5 / count)  # bfloat16 may turn a tie
     assert loss == validation_loss(base, base.model, answer_logits_of(base, base.model, rows[:2]), rows)
-
-
-@pytest.mark.parametrize(("most_rows", "most_tokens"), [(1, 1e9), (3, 1e9), (100, 60), (4, 50), (100, 1)])
-def test_the_pieces_of_a_batch_are_the_batch_and_hold_no_more_than_allowed(
-    most_rows: int, most_tokens: float, tiny_base: Path, make_rows: Make
-) -> None:
-    rows = encode(base_of(tiny_base), make_rows("generation", 23))
-    pieces = list(loop._pieces(rows, most_rows, most_tokens))
-    assert [row for piece in pieces for row in piece] == rows
-    for piece in pieces:
-        assert 1 <= len(piece) <= most_rows
-        assert len(piece) == 1 or len(piece) * max(row.length for row in piece) <= most_tokens
-    assert len(pieces) == 1 or all(
-        len(one) == most_rows or (len(one) + 1) * max(row.length for row in (*one, two[0])) > most_tokens
-        for one, two in pairwise(pieces)
-    )  # and no less
