@@ -14,15 +14,21 @@ LEARNED = ("dataset", "replay", "window")  # roles of the data sets whose train 
 
 
 def shared_rows(home: Home) -> Iterator[Problem]:
-    """One problem per adapter of which a test row is among the train rows of its data; damaged snapshots are left to
-    the check of the store."""
+    """One problem per adapter and data set of whose train rows one judged it, though it was frozen when they came.
+
+    An earlier data set cannot know what will judge later: of its rows a retrain replays only those that do not. Damaged
+    snapshots are left to the check of the store.
+    """
     train_keys = cache(partial(_train_keys, home))
+    came = {record.digest: place for place, record in enumerate(home.ledger.datasets())}
     for version in home.ledger.versions():
-        judged = {key for e in home.ledger.evaluations(version.ref) if e.side == "test" for key in e.keys}
+        tests = [e for e in home.ledger.evaluations(version.ref) if e.side == "test"]
         for role, ref in version.parents if version.kind == "adapter" else ():
-            if role not in LEARNED or not judged:
+            if role not in LEARNED:
                 continue
-            if shared := judged & train_keys(ref.removeprefix("dataset:")):
+            digest = ref.removeprefix("dataset:")
+            frozen = {key for e in tests if came[e.dataset] <= came[digest] for key in e.keys}
+            if shared := frozen & train_keys(digest):
                 wrong = f"{len(shared)} of its test rows are train rows of {ref[:20]}"
                 remedy = "withdraw it, and train again: the door keeps such rows out"
                 yield Problem("E-LEDGER-115", version.ref, wrong, remedy)

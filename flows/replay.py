@@ -16,7 +16,7 @@ from tasks.drift.apart import near_rows
 from tasks.drift.outdated import outdated_labels
 from tasks.drift.traffic import read_traffic
 from tasks.errors import SpecRefused
-from tasks.specs import AdapterSpec, Side, SplitSpec, moment_of
+from tasks.specs import SIDES, AdapterSpec, Side, SplitSpec, moment_of
 
 NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
@@ -121,7 +121,7 @@ def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> lis
     count = len(fresh.snapshot.examples("train"))
     stock = [example for data in known for example in in_force(spec, data, "train")]
     wanted = round(count * share / (1 - share)) if share < 1 else len(stock)
-    seen = {example.key for example in fresh.snapshot.examples("train")}
+    seen = {example.key for side in SIDES for example in fresh.snapshot.examples(side)}  # what judges is not learned
     by_target: dict[str, list[Example]] = {}
     for example in sorted(stock, key=lambda e: e.key):
         if example.key not in seen:
