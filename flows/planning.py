@@ -18,6 +18,7 @@ from tasks.memory import MemoryPlan
 from tasks.planning import Planner, fitted, rewritten, shapes_of, variants
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec
+from tasks.training.recipe import facts_of, with_choices
 
 
 def planner(spec: AdapterSpec, room_bytes: int | None) -> Planner:
@@ -29,6 +30,22 @@ def planner(spec: AdapterSpec, room_bytes: int | None) -> Planner:
     architecture = str((shapes_of(folder).config.get("architectures") or [""])[0])
     known = correction_of(opened(), architecture, device_memory(spec).card_bytes)
     return partial(plan_run, folder=folder, correction=known.factor)
+
+
+def filled(spec: AdapterSpec) -> AdapterSpec:
+    """The spec with what was left `auto` chosen, and `chosen` saying why; from the rows that its source has.
+
+    Raises:
+        DataRefused: the source cannot be read.
+    """
+    if not spec.auto:
+        return spec
+    from tasks.data.reading import read_rows
+
+    split = spec.data.split
+    learned = round(len(read_rows(spec.data).records) * (1 - split.validation - split.test))
+    folder = Path(spec.base.model) if spec.base.is_folder else base_folder(spec.base)
+    return with_choices(spec, facts_of(shapes_of(folder), learned))
 
 
 def side_by_side(spec: AdapterSpec, room_bytes: int | None = None) -> tuple[MemoryPlan, Table]:

@@ -101,16 +101,17 @@ def plan(
     """
     check_adapter_specs(spec)
     ready()
-    from flows.planning import made_to_fit, side_by_side
+    from flows.planning import filled, made_to_fit, side_by_side
     from flows.publish import memory_table
     from tasks.memory import parse_size, refuse_if_too_large
     from tasks.spec_files import load_adapter_spec
 
     room = parse_size(device) if device else None
     changes = made_to_fit(spec, room) if fit else {}
-    loaded = load_adapter_spec(spec)
+    loaded = filled(load_adapter_spec(spec))
     made, table = side_by_side(loaded, room)
     told = [f"{spec}: {path} is now {value}" for path, value in changes.items()]
+    told += [f"{path} {reason}" for path, reason in loaded.chosen.items()]
     tell(made, *told, memory_table(made), table)
     refuse_if_too_large(made, loaded)
 

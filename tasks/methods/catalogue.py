@@ -217,6 +217,19 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 mergeable=False,
             ),
             Method(
+                name="adalora",
+                title="singular values that are dropped while it trains, so that modules end with ranks of their own",
+                paper="Zhang et al. 2023, arXiv:2303.10512",
+                refused="PEFT keeps its running importances outside weights and optimiser, so that a resumed run would "
+                "end with other bytes; train lora at a larger rank and cut it with `factory trim ADAPTER`",
+            ),
+            Method(
+                name="corda",
+                title="LoRA that starts at directions of the base that training rows single out",
+                paper="Yang et al. 2024, arXiv:2406.05223",
+                refused=BASE_REWRITTEN + "; eva starts from rows and leaves it as it is",
+            ),
+            Method(
                 name="pissa",
                 title="LoRA that starts at the base's own principal directions",
                 paper="Meng et al. 2024, arXiv:2404.02948",

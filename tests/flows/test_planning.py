@@ -28,7 +28,7 @@ def large(factory: Any, desk: Any) -> Any:
 
 
 def test_a_base_without_weights_is_planned_in_three_ways(factory: Any, large: Any) -> None:
-    said = factory.run("plan", large, "--device", "80GiB")
+    said = factory.run("plan", large, "--device", "160GiB")
     assert said.code == 0, said.err
     for words in (
         "Memory plan",
@@ -62,3 +62,13 @@ def test_what_cannot_fit_is_left_as_it_was(factory: Any, large: Any) -> None:
     assert said.code == 2
     assert "use a smaller base" in said.lines[-1]
     assert large.read_text() == before
+
+
+def test_what_is_left_auto_is_chosen_in_the_plan_with_its_reason(factory: Any, desk: Any) -> None:
+    spec = factory.spec(desk["tone"], "open", method__rank="auto", training__learning_rate="auto")
+    said = factory.run("plan", spec)
+    assert said.code == 0, said.err
+    lines = [line for line in said.out.splitlines() if line.startswith(("method.rank ", "training.learning_rate "))]
+    assert len(lines) == 2
+    assert "rows of generation" in lines[0]
+    assert "hidden size 64" in lines[1]

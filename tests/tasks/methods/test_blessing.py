@@ -1,0 +1,34 @@
+"""What PEFT does not carry or cannot merge is served all the same: a fresh process loads it on NF4 and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.evaluation.scoring import answers
+from tasks.export.answer import answer_in_fresh_process
+from tasks.methods.build import attached
+from tasks.specs import MethodSpec
+from tasks.training.base import load_base
+from tasks.training.loop import train_adapter
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "prefix"])
+def test_a_fresh_process_says_what_this_one_says(
+    name: str, tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    method = MethodSpec(name=name, rank=4, dropout=0.0)
+    spec = make_spec("generation", tiny_base, method=method, steps=40, learning_rate=1e-2, batch_size=16)
+    base = load_base(spec.base, kind="generation")
+    train_adapter(base, spec, make_rows("generation", 96), [], tmp_path)
+    asked = [row.input for row in make_rows("generation", 2, 1)]
+    with attached(base, tmp_path) as model:
+        here = answers(base, model, asked)
+    said = answer_in_fresh_process(tiny_base, asked, adapter=tmp_path, kind="generation", quantization="nf4")
+    assert said == tuple(answer.text for answer in here)
+    assert any(answer.strip() for answer in said)
