@@ -30,6 +30,7 @@ from tasks.evaluation.comparison import interval
 from tasks.evaluation.scoring import Scores, score
 from tasks.evaluation.yardstick import untouched
 from tasks.merging.apply import applied
+from tasks.merging.base import open_base
 from tasks.merging.distillation import distilled
 from tasks.merging.forecast import foretold
 from tasks.merging.merge import MergePlan, Parent, check_parents, merged_updates
@@ -113,7 +114,7 @@ def main() -> int:
     kept = {name: retentions(found, alone["test"]) for name, found in rows.items()}
     say_table(bench, rows, kept)
     print(f"chosen on validation rows: {chosen}", flush=True)
-    print(foretold(plan).summary, flush=True)
+    print(foretold(plan, open_base(Path(tasks[0].spec.base.model))).summary, flush=True)
     foresight(bench, plan, alone["validation"])
     print(json.dumps({"kind": asked.kind, "chosen": chosen, "kept": {n: rounded(k) for n, k in kept.items()}}))
     return 0

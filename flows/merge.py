@@ -142,7 +142,7 @@ def foreseen(plan: Planned) -> Forecast:
     """What the adapters alone foretell, said before anything is merged."""
     from tasks.merging.forecast import foretold
 
-    forecast = foretold(plan.parents)
+    forecast = foretold(plan.parents, plan.base)
     for line in forecast.summary.splitlines():
         voice.say(f"  {line}")
     return forecast

@@ -26,8 +26,8 @@ def merge_sections(outcome: MergeOutcome) -> list[Section]:
     )
     alone = Table(
         f"Verdict: {outcome.forecast.verdict}",
-        ("parent", "interference", "agreement"),
-        tuple((p.task, p.interference, p.agreement) for p in outcome.forecast.parents),
+        ("parent", "interference", "agreement", "departure from the base"),
+        tuple((p.task, p.interference, p.agreement, p.departure) for p in outcome.forecast.parents),
     )
     tried = tuple(
         (name, *(kept[t] for t in tasks), sum(kept.values()) / len(kept), min(kept.values()))

@@ -7,34 +7,40 @@ On the inputs Q_i that parent i reads, the sum of all updates is
 
 over all modules together, R_i orthogonal to dW_i. The interference ||R_i|| / ((1 + c_i) ||dW_i||) does not change with
 a scale on the merge: 0 where the others read other inputs or say the same, infinite where they undo the parent.
+
+Where the base is at hand, a parent's departure ||dW_i|| / ||W|| over the modules that it changes says how far it moved.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from tasks.merging.base import BaseWeights
 from tasks.merging.factors import reduce_dense, reduce_factors
 from tasks.merging.merge import MergePlan, one_thread
 from tasks.merging.overlap import PairForecast, forecast, summary
+from tasks.merging.vectors import Update
 
 Verdict = Literal["merge", "merge aligned", "serve apart"]
 
-MERGES_PLAIN, MERGES_ALIGNED = 1.0, 2.5
+MERGES_PLAIN, MERGES_ALIGNED, DEPARTS = 1.0, 2.5, 0.1
 """Largest interference up to which a plain sum, and an aligned one, is advised. docs/merging.md says what was measured:
-two parents lie below the first and kept nine tenths under a plain mean; six reached the second."""
+two parents lie below the first and kept nine tenths under a plain mean; six reached the second. And the departure from
+which adapters are advised to stay apart: those of 0.04 merged, those of 0.2 did not."""
 
 
 @dataclass(frozen=True)
 class ParentForecast:
-    """One parent in the sum of all: `interference` as above, `agreement` is c."""
+    """One parent in the sum of all: `interference` and `departure` as above (0 without a base), `agreement` is c."""
 
     task: str
     interference: float
     agreement: float
+    departure: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,12 @@ class Forecast:
     summary: str
 
 
-def foretold(plan: MergePlan) -> Forecast:
+def foretold(plan: MergePlan, base: BaseWeights | None = None) -> Forecast:
     """The forecast of merging all parents of the plan."""
     parents, cut_share = _in_the_sum(plan)
+    if base is not None:
+        away = [_departure(update, base) for update in plan.updates]
+        parents = tuple(replace(parent, departure=far) for parent, far in zip(parents, away, strict=True))
     pairs, verdict = forecast(plan), verdict_on(parents)
     worst = max(parents, key=lambda parent: parent.interference)
     told = (
@@ -59,18 +68,32 @@ def foretold(plan: MergePlan) -> Forecast:
         if worst.interference < math.inf
         else f"the others undo {worst.task}"
     )
-    cut = f"truncated to one parent's rank the sum would lose {cut_share:.0%} of its energy".replace("%", " %")
-    return Forecast(pairs, parents, cut_share, verdict, f"{summary(pairs)}\n{verdict}: {told}; {cut}")
+    farthest = max(parents, key=lambda parent: parent.departure)
+    if farthest.departure > DEPARTS:
+        told = f"{farthest.task} departs from its base by {farthest.departure:.0%} of the weights' norm; {told}"
+    cut = f"truncated to one parent's rank the sum would lose {cut_share:.0%} of its energy"
+    return Forecast(
+        pairs, parents, cut_share, verdict, f"{summary(pairs)}\n{verdict}: {f'{told}; {cut}'.replace('%', ' %')}"
+    )
 
 
 def verdict_on(parents: tuple[ParentForecast, ...]) -> Verdict:
-    """By the parent that suffers most.
+    """By the parent that suffers most, unless one of them departs too far from the base.
 
     >>> verdict_on((ParentForecast("a", 0.2, 0.0), ParentForecast("b", 2.0, 0.1)))
     'merge aligned'
     """
     worst = max(parent.interference for parent in parents)
+    if max(parent.departure for parent in parents) > DEPARTS:
+        return "serve apart"
     return "merge" if worst <= MERGES_PLAIN else "merge aligned" if worst <= MERGES_ALIGNED else "serve apart"
+
+
+def _departure(update: Update, base: BaseWeights) -> float:
+    """||dW|| / ||W|| over the modules that an adapter changes."""
+    moved = sum(float(update.delta(name).double().pow(2).sum()) for name in update.modules)
+    whole = sum(float(base.weight(name).double().pow(2).sum()) for name in update.modules)
+    return math.sqrt(moved / whole) if whole else 0.0
 
 
 def _in_the_sum(plan: MergePlan) -> tuple[tuple[ParentForecast, ...], float]:

@@ -86,3 +86,20 @@ def test_the_verdict_is_that_of_the_worst_parent() -> None:
         worst: verdict_on((ParentForecast("a", 0.1, 0.0), ParentForecast("b", worst, 0.0))) for worst in (0.5, 2, 9)
     }
     assert told == {0.5: "merge", 2: "merge aligned", 9: "serve apart"}
+
+
+def test_a_parent_far_from_its_base_is_served_apart_though_nobody_interferes(
+    adapter: Callable[..., Path], llama: Path, tmp_path: Path
+) -> None:
+    """Of copies, that merge without interference at any size; NumPy measures how far they are."""
+    folder, base = adapter(156), open_base(llama)
+    for factor, verdict in ((0.01, "merge"), (1.0, "serve apart")):
+        copy = changed(folder, tmp_path / str(factor), factor)
+        plan = plan_of(copy, copy)
+        found = foretold(plan, base)
+        moved = sum((plan.updates[0].delta(name).double().numpy() ** 2).sum() for name in plan.modules)
+        whole = sum((base.weight(name).double().numpy() ** 2).sum() for name in plan.modules)
+        assert [p.departure for p in found.parents] == pytest.approx([np.sqrt(moved / whole)] * 2)
+        assert found.verdict == verdict
+        assert foretold(plan).verdict == "merge"
+    assert "serve apart: a departs from its base by " in found.summary
