@@ -22,7 +22,7 @@ class Step:
 
     Attributes:
         answers: learned positions of a row; the output layer runs on those alone.
-        inputs: in-features of all adapted modules together.
+        inputs, results: in-features, out-features of all adapted modules together.
         modules: how many they are.
     """
 
@@ -30,6 +30,7 @@ class Step:
     tokens: int
     answers: int
     inputs: int
+    results: int
     modules: int
     on_gpu: bool
     half: bool
@@ -92,6 +93,8 @@ def _adapter_bytes(spec: AdapterSpec, step: Step) -> int:
     if not step.on_gpu and spec.method.name != "dora":
         return columns + step.inputs * drops
     copied = step.width if drops or step.half else 0
+    if spec.method.name == "dora":  # what the base gives and what the update gives, for the magnitude's gradient
+        columns += 2 * step.results * step.width
     return columns + step.inputs * (copied + drops * (1 if step.on_gpu else 4))
 
 

@@ -185,8 +185,8 @@ def _rows_at_once(spec: AdapterSpec) -> int:
 def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gpu: bool, half: bool) -> Step:
     row = METHODS[spec.method.name]
     chosen = chosen_targets(shapes.linear, spec.method) if row.takes_targets else {}
-    inputs = sum(into for _, into in chosen.values())
-    return Step(_rows_at_once(spec), tokens, min(answers, tokens), inputs, len(chosen), on_gpu, half)
+    inputs, results = sum(into for _, into in chosen.values()), sum(out for out, _ in chosen.values())
+    return Step(_rows_at_once(spec), tokens, min(answers, tokens), inputs, results, len(chosen), on_gpu, half)
 
 
 def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:
