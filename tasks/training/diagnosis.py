@@ -17,6 +17,7 @@ GOOD_SCORE = 0.9  # share of right answers from which a run has nothing to expla
 FLAT_GAIN, FLAT_SHARE = 0.05, 0.5  # so little of the loss in so much of the run is a plateau
 LOW_RANK, NARROW = 0.5, 0.5  # below this share of the usual rank, of the linear weights
 SPIKE_NATS, SPIKE_SHARE = 1.5, 0.5  # above the median of its neighbours: in all, and of that median
+SMALL_RISE = 0.1  # nats; a run that goes on from an adapter begins at a loss of which noise is a large part
 GAP = 0.3  # training loss over validation loss below which rows are known by heart
 
 
@@ -71,10 +72,11 @@ def diagnose(curve: Curve, change: float | None = None, reach: Reach | None = No
         lost = last > 1.2 * lowest + 0.05 and _lost_on_validation(curve) and not _good(curve)
     origin = losses[0] if curve.start_loss is None else curve.start_loss
     thrown = highest > 1.3 * origin and highest > origin + SPIKE_NATS and not _good(curve)
-    if last > 1.5 * untouched or lost or thrown:
+    ruined = last > 1.5 * untouched + SMALL_RISE
+    if ruined or lost or thrown:
         seen = f"{untouched:.3f} at the start, {highest:.3f} at worst, {lowest:.3f} at best, {last:.3f} at the end"
         remedy = "lower the learning rate by 3"
-        findings.append(Finding("diverged", f"loss {seen}", remedy, fatal=last > 1.5 * untouched))
+        findings.append(Finding("diverged", f"loss {seen}", remedy, fatal=ruined))
     elif last > 0.97 * first and not _good(curve):
         evidence = f"training loss went from {first:.3f} to {last:.3f} in {len(losses)} steps"
         findings.append(Finding("did not move", evidence, "raise the learning rate by 3, or adapt more modules"))

@@ -118,6 +118,13 @@ def test_a_loss_that_ends_above_its_start_diverged_fatally_and_one_that_only_los
     assert (lost.cause, lost.fatal) == ("diverged", False)
 
 
+def test_noise_on_a_loss_that_begins_small_ruins_no_run() -> None:
+    """As that of a run that goes on from a champion."""
+    noisy = [0.24, 0.11, 0.41, 0.2] * 10 + [0.41] * 4
+    assert not any(finding.fatal for finding in diagnose(drawn(noisy)))
+    assert diagnose(drawn([loss * 10 for loss in noisy]))[0].fatal
+
+
 def test_a_loss_that_rose_before_it_was_first_read_diverged_too() -> None:
     fell_from_ruins = drawn([5.0 * 0.99**i for i in range(60)], [4.5, 4.0, 3.5])
     assert "diverged" not in causes(fell_from_ruins)
