@@ -25,6 +25,6 @@ def test_the_examples_of_a_module_are_true(module: str) -> None:
 
 
 def test_there_are_examples_to_check() -> None:
-    assert {"tasks.errors", "tasks.memory", "tasks.specs.data", "tasks.promotion", "tasks.training.loop"} <= set(
+    assert {"tasks.errors", "tasks.memory", "tasks.specs.data", "tasks.promotion", "tasks.training.recipe"} <= set(
         EXAMPLES
     )

@@ -14,7 +14,7 @@ PAIR = ("intent:1", "tone:1")
 @pytest.fixture
 def recipe(factory: Any, intent: Any, fleet: Any) -> Path:
     rules = [{"rule": "ties", "scale": [0.8, 1.0], "density": [0.5]}, {"rule": "regmean"}]
-    path: Path = factory.recipe("stopped", PAIR, rules=rules, gates={"min_retention": -9, "min_rows": 30})
+    path: Path = factory.recipe("cut-short", PAIR, rules=rules, gates={"min_retention": -9, "min_rows": 30})
     return path
 
 
@@ -52,10 +52,10 @@ def test_a_killed_merge_measures_nothing_twice_and_ends_with_the_same_bytes(
     assert measured == []
     assert written == []
     assert not place.exists()
-    ((artifact, number),) = factory.sql("SELECT artifact, number FROM versions WHERE name = 'stopped'")
+    ((artifact, number),) = factory.sql("SELECT artifact, number FROM versions WHERE name = 'cut-short'")
     assert number == 1
     assert factory.litter() == []
     again = factory.run("merge", recipe)  # nothing is known any more, and all of it is measured again
     assert again.code == 0, again.err
     assert measured
-    assert factory.sql("SELECT artifact, number FROM versions WHERE name = 'stopped'") == [(artifact, number)]
+    assert factory.sql("SELECT artifact, number FROM versions WHERE name = 'cut-short'") == [(artifact, number)]

@@ -91,7 +91,8 @@ def test_the_accelerator_has_as_many_slots_as_the_settings_say(served: Served) -
 
 
 def test_the_retrain_waits_for_drift_and_silent_runs_are_ended(served: Served) -> None:
-    assert sorted(row["name"] for row in served.ask("/automations/filter", {})) == ["retrain on drift", SILENT_RUNS]
+    named = sorted(row["name"] for row in served.ask("/automations/filter", {}))
+    assert named == ["merge again after a retrain", "retrain on drift", SILENT_RUNS]
 
 
 def test_a_worker_takes_runs_from_the_pool(served: Served) -> None:
