@@ -21,7 +21,7 @@ help:
 	@echo "make fuzz-data  damaged data files through the door (2,000 files)"
 	@echo "make drift  measure drift detection and retraining on real data sets (needs FACTORY_DATA)"
 	@echo "make merges what merge rules keep of real adapters (needs FACTORY_DATA)"
-	@echo "make races  8 promoters x 100 and random histories against a plain model"
+	@echo "make races  8 promoters x 100, random histories against a plain model, 100 tasks at one slot"
 	@echo "make bench  every benchmark that needs no data of others"
 
 demo: $(STAMP)
@@ -82,6 +82,7 @@ kill-campaign: $(STAMP)
 # The ledger's long campaigns; the tests hold their short forms.
 races: $(STAMP)
 	@FACTORY_TURNS=100 FACTORY_EXAMPLES=100 .venv/bin/pytest -q tests/registry/test_promotions.py tests/registry/test_machine.py
+	@FACTORY_TASKS=100 .venv/bin/pytest -q tests/flows/test_claims.py -k many_tasks
 
 clean:
 	@rm -rf .factory .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache examples/quickstart/data

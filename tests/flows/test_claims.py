@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+TASKS = int(os.environ.get("FACTORY_TASKS", "20"))  # that drift at once; `make races` takes 100
 FACTS = {"verdict": "performance loss", "action": "retrain with replay"}
 
 
@@ -115,9 +117,7 @@ def test_a_retrain_that_was_stopped_leaves_its_window_open_and_one_that_was_refu
     assert factory.sql("SELECT count(*) FROM retrain_claims WHERE task = 'stopped'") == [(1,)]
 
 
-def test_a_hundred_tasks_at_once_hold_no_more_slots_than_there_are(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_tasks_at_once_hold_no_more_slots_than_there_are(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.policy import on_gpu
 
     monkeypatch.setenv("PREFECT_API_URL", server)
@@ -135,8 +135,8 @@ def test_a_hundred_tasks_at_once_hold_no_more_slots_than_there_are(
 
     step = on_gpu(retrain_one)
     with ThreadPoolExecutor(20) as workers:
-        assert sorted(workers.map(step, range(100))) == list(range(100))
-    assert (most, done) == (1, 100)
+        assert sorted(workers.map(step, range(TASKS))) == list(range(TASKS))
+    assert (most, done) == (1, TASKS)
 
 
 def test_rows_near_a_frozen_row_never_enter_training(factory: Any, intent: Any, desk: Any) -> None:
