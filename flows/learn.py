@@ -114,7 +114,7 @@ def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
         wrong = f"a row has {longest} tokens, the base reads {context}"
         raise SpecRefused.one("E-SPEC-018", f"{spec.task}:data.max_tokens", wrong, f"set it to {context} or less")
     answers = max(count([e.target for e in examples])) + 1 if spec.kind == "generation" else None
-    known = correction_of(opened(), base.architecture, device_memory(spec).card_bytes)
+    known = correction_of(opened(), base.architecture, base.parameters, device_memory(spec).card_bytes)
     plan = plan_run(spec, folder, longest_tokens=longest, longest_answer=answers, correction=known.factor)
     refuse_if_too_large(plan, spec)
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])

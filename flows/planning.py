@@ -27,8 +27,9 @@ def planner(spec: AdapterSpec, room_bytes: int | None) -> Planner:
     folder = Path(spec.base.model) if spec.base.is_folder else base_folder(spec.base)
     if room_bytes is not None:
         return partial(plan_run, folder=folder, available_bytes=room_bytes)
-    architecture = str((shapes_of(folder).config.get("architectures") or [""])[0])
-    known = correction_of(opened(), architecture, device_memory(spec).card_bytes)
+    shapes = shapes_of(folder)
+    architecture = str((shapes.config.get("architectures") or [""])[0])
+    known = correction_of(opened(), architecture, shapes.parameters, device_memory(spec).card_bytes)
     return partial(plan_run, folder=folder, correction=known.factor)
 
 

@@ -35,7 +35,7 @@ from tasks.training.interruption import Stopped
 from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, summed_loss, validation_sums
 from tasks.training.lowrank import compute_in_few_passes
 from tasks.training.optimiser import optimizer_of, rate_factor
-from tasks.training.peak import Peak, hand_back_what_is_freed
+from tasks.training.peak import Peak, handing_back
 from tasks.training.state import RunState, trained_tensors
 from tasks.training.team import Team
 
@@ -114,10 +114,8 @@ def train_adapter(
         on_step = on_look = on_progress = say = lambda told: None  # type: ignore[assignment]
     batches = _batches(spec, rows)
     lent = attached(base, start, trainable=True) if start else fresh_adapter(base, spec.method, spec.seed)
-    if base.device.type == "cpu":
-        hand_back_what_is_freed()
     began, memory = clock(), Peak.begun(base.device)
-    with lent as model, seeded(base.device, spec.seed), _recomputing(model, spec.training):
+    with handing_back(base.device), lent as model, seeded(base.device, spec.seed), _recomputing(model, spec.training):
         train_only_what_it_says(model, spec.method)
         if base.kind == "classification" and start is None:
             start_head_from_class_means(base, model, rows)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 20  # glibc's M_MMAP_THRESHOLD
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+LARGE_BLOCK_BYTES, KEPT_BYTES = 1 << 20, 32 << 20  # the second as glibc's own threshold is after large blocks
 STATUS, MARKS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -37,18 +39,27 @@ class Peak:
         return max(0, resident("VmHWM") - self.start_bytes)
 
 
-def hand_back_what_is_freed() -> bool:
-    """Have the C library return every block of a megabyte and more to the system when it is freed; False elsewhere.
+@contextmanager
+def handing_back(device: torch.device) -> Iterator[None]:
+    """While it is entered the C library returns every block of a megabyte and more to the system when it is freed.
 
     By default glibc keeps blocks of up to 32 MB for later, in pieces that the next step's tensors do not fit: a run
-    on a CPU then holds up to twice what it uses.
+    on a CPU then holds up to twice what it uses. What follows a run takes its blocks anew at once, and keeps them.
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        yield
+        return
+    _tell_glibc(MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
     try:
-        return bool(ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, LARGE_BLOCK_BYTES))
-    except (OSError, AttributeError):  # another C library
-        return False
+        yield
+    finally:
+        _tell_glibc(MMAP_THRESHOLD, KEPT_BYTES)
+        _tell_glibc(TRIM_THRESHOLD, 2 * KEPT_BYTES)
+
+
+def _tell_glibc(what: int, size: int) -> None:
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(what, size)
 
 
 def resident(field: str) -> int:

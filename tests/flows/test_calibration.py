@@ -12,6 +12,8 @@ from flows.calibration import CARD_BYTES, MEASURED, PLANNED, correction_of
 from tasks.memory import Shapes, plan_memory
 from tasks.specs import AdapterSpec
 
+ALIKE = (("Llama", 0), ("Bert", 0), ("Llama", 24 * 10**9))
+
 
 def home_with(runs: Sequence[tuple[str, float, float]]) -> Any:
     """A ledger that remembers (architecture, measured over planned, bytes of the card) of each run."""
@@ -20,26 +22,33 @@ def home_with(runs: Sequence[tuple[str, float, float]]) -> Any:
         for family, ratio, card in runs
     ]
     versions.append(SimpleNamespace(base="merged", metrics={}))
-    ledger = SimpleNamespace(versions=lambda: versions, base=lambda digest: SimpleNamespace(architecture=digest))
+    ledger = SimpleNamespace(
+        versions=lambda: versions, base=lambda digest: SimpleNamespace(architecture=digest, parameters=10**6)
+    )
     return SimpleNamespace(ledger=ledger)
 
 
 def test_the_middle_of_three_or_more_runs_counts_and_fewer_say_nothing() -> None:
     home = home_with([("Llama", ratio, 0) for ratio in (1.4, 9.0, 1.5)])
-    assert (correction_of(home, "Llama", 0).factor, correction_of(home, "Llama", 0).runs) == (1.5, 3)
-    assert correction_of(home_with([("Llama", 1.4, 0)] * 2), "Llama", 0).factor == 1
+    assert (correction_of(home, "Llama", 10**6, 0).factor, correction_of(home, "Llama", 10**6, 0).runs) == (1.5, 3)
+    assert correction_of(home_with([("Llama", 1.4, 0)] * 2), "Llama", 10**6, 0).factor == 1
 
 
 def test_another_family_and_another_card_are_not_asked() -> None:
     home = home_with([("Llama", 1.5, 0)] * 3 + [("Bert", 0.8, 0)] * 3 + [("Llama", 1.2, 24e9)] * 3)
-    found = [correction_of(home, *asked).factor for asked in (("Llama", 0), ("Bert", 0), ("Llama", 24 * 10**9))]
+    found = [correction_of(home, family, 10**6, card).factor for family, card in ALIKE]
     assert found == [1.5, 0.8, 1.2]
-    assert correction_of(home, "Bert", 24 * 10**9).factor == 1
+    assert correction_of(home, "Bert", 10**6, 24 * 10**9).factor == 1
+
+
+@pytest.mark.parametrize(("parameters", "factor"), [(10**6 // 4, 1.5), (4 * 10**6, 1.5), (5 * 10**6, 1), (10**5, 1)])
+def test_what_a_small_run_took_besides_says_nothing_of_a_large_one(parameters: int, factor: float) -> None:
+    assert correction_of(home_with([("Llama", 1.5, 0)] * 3), "Llama", parameters, 0).factor == factor
 
 
 @pytest.mark.parametrize(("ratio", "factor"), [(100.0, 2.0), (0.01, 0.5)])
 def test_a_correction_doubles_or_halves_at_most(ratio: float, factor: float) -> None:
-    assert correction_of(home_with([("Llama", ratio, 0)] * 5), "Llama", 0).factor == factor
+    assert correction_of(home_with([("Llama", ratio, 0)] * 5), "Llama", 10**6, 0).factor == factor
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.0, 1.5])
