@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from prefect import flow
 
 from flows.progress import voice
+from flows.together import Refusal, raise_together, unless_stopped
 from flows.train import TrainOutcome, train
 from registry.errors import RegistryError
 from tasks.errors import DependencyDown, FactoryError, GateRefused, Problem, raise_if_any
 from tasks.spec_files import load_adapter_spec
 
-SIGNALS_FROM = 128
 TRAIN = "train/train"  # flow and deployment, as prefect.yaml names them
 
 
@@ -31,17 +31,14 @@ def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) 
     if over_pool:
         return handed_over(list(specs), promote)
     done: dict[str, TrainOutcome | None] = {}
-    refused: list[FactoryError | RegistryError] = []
+    refused: list[Refusal] = []
     for place, path in enumerate(sorted(specs, key=lambda p: (specs[p].base.model, specs[p].task)), start=1):
         voice.say(f"[{place}/{len(specs)}] {specs[path].task}")
         try:
             done[specs[path].task] = train(path, promote)
-        except (FactoryError, RegistryError) as error:  # one bad spec does not take the others down
-            if error.exit_code > SIGNALS_FROM:  # the fleet was told to stop, not this spec
-                raise
-            refused.append(error)
-    if refused:  # all are told at the end, under the first one's exit code
-        raise type(refused[0])(*(problem for error in refused for problem in error.problems))  # type: ignore[arg-type]
+        except (FactoryError, RegistryError) as error:
+            refused.append(unless_stopped(error))
+    raise_together(refused)
     return done
 
 

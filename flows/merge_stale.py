@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.progress import voice
+from flows.together import Refusal, raise_together, unless_stopped
 from flows.wiring import Home
+from registry.errors import RegistryError
+from tasks.errors import FactoryError
 from tasks.specs import MergeSpec
 
 if TYPE_CHECKING:
@@ -46,10 +49,15 @@ def stale_merges(home: Home) -> tuple[Stale, ...]:
 
 def merged_again(home: Home, stale: Sequence[Stale]) -> tuple[MergeOutcome, ...]:
     """Each of these merges by its own recipe, with the adapters that serve its tasks now; one that passes its gates
-    takes the place of the old one."""
+    takes the place of the old one.
+
+    Raises:
+        FactoryError, RegistryError: what could not be merged, after all have been tried.
+    """
     from flows.merge import merge
 
-    done = []
+    done: list[MergeOutcome] = []
+    refused: list[Refusal] = []
     for ref in sorted({mark.merged for mark in stale}):
         known = home.ledger.version(ref).spec
         recipe = {name: known[name] for name in MergeSpec.model_fields if name in known}
@@ -58,7 +66,11 @@ def merged_again(home: Home, stale: Sequence[Stale]) -> tuple[MergeOutcome, ...]
         with tempfile.TemporaryDirectory(dir=home.scratch()) as folder:
             path = Path(folder, f"{known['name']}.yaml")
             path.write_text(json.dumps(recipe), encoding="utf-8")  # every JSON text is a YAML text
-            done.append(merge(str(path)))
+            try:
+                done.append(merge(str(path)))
+            except (FactoryError, RegistryError) as error:
+                refused.append(unless_stopped(error))
+    raise_together(refused)
     return tuple(done)
 
 

@@ -154,8 +154,13 @@ def test_what_contains_a_refreshed_adapter_is_merged_again_with_the_champion(
     """The recipe that is followed again is the version's own, but for the parents."""
     from flows import merge
     from flows.wiring import opened
+    from tasks.errors import SpecRefused
     from tasks.spec_files import load_merge_spec
 
+    def refuse() -> None:
+        raise SpecRefused.one("E-SPEC-000", "recipe", "is refused", "mend it")
+
+    tried: list[str] = []
     followed: list[MergeSpec] = []
     monkeypatch.setattr(merge, "merge", lambda path: followed.append(load_merge_spec(path)))
     with factory.active():
@@ -165,6 +170,15 @@ def test_what_contains_a_refreshed_adapter_is_merged_again_with_the_champion(
         other = SimpleNamespace(ledger=ledger, scratch=home.scratch)
         marks = [Stale("duo:1", "intent:1", "intent:9"), Stale("duo:1", "tone:1", "tone:2")]
         merged_again(other, marks)  # type: ignore[arg-type]
+        monkeypatch.setattr(merge, "merge", lambda path: tried.append(path) or refuse())
+        twice = SimpleNamespace(
+            version=lambda ref: home.ledger.version(ref if "duo" not in ref and "other" not in ref else "duo:1"),
+            champion=champions.__getitem__,
+        )
+        two = [Stale("duo:1", "intent:1", "intent:9"), Stale("other:1", "intent:1", "intent:9")]
+        with pytest.raises(SpecRefused) as told:
+            merged_again(SimpleNamespace(ledger=twice, scratch=home.scratch), two)  # type: ignore[arg-type]
+    assert (len(tried), len(told.value.problems)) == (2, 2), "one that is refused does not keep the other from it"
     (recipe,) = followed
     before = load_merge_spec(factory.folder / "duo recipe.yaml")
     assert recipe.parents == ("intent:9", "tone:1")
