@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -16,6 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+from flows.holder import is_gone, myself
 from flows.progress import voice
 from flows.wiring import Home
 from registry.attempts import LEASE
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 BASE_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "*.model", "vocab*", "*.jinja")
 WORDS = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")  # how the names of a tokenizer's files begin
 
-LEASE_SECONDS = 60.0  # a maker that died is followed after this long
+LEASE_SECONDS = 60.0  # a maker that died on another machine is followed after this long
 LOOK_SECONDS = 0.5  # how often someone who waits looks again
 
 
@@ -39,7 +37,8 @@ def turn_to_make(home: Home, key: str) -> Iterator[LeaseRecord | None]:
     """Our turn to make the version of this key, under a lease; None where it was made while we waited.
 
     Of any number of processes that want the same version, on any number of machines, one makes it. If it dies, the next
-    one follows when its lease has run out. How an attempt ended stands in the ledger.
+    one follows: at once on the same machine, elsewhere when its lease has run out. How an attempt ended stands in the
+    ledger.
     """
     with sole(home, LEASE + key, why="the same version is being made", enough=lambda: made(home, key)) as lease:
         if lease is None or made(home, key):
@@ -68,9 +67,8 @@ def sole(
     Raises:
         Conflict: someone else has it for longer than we have patience.
     """
-    holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    deadline, told = time.monotonic() + patience_seconds, False
-    while (lease := home.ledger.take_lease(name, holder=holder, seconds=LEASE_SECONDS)) is None:
+    holder, deadline, told = myself(), time.monotonic() + patience_seconds, False
+    while (lease := home.ledger.take_lease(name, holder=holder, seconds=LEASE_SECONDS, gone=is_gone)) is None:
         if enough():
             yield None
             return

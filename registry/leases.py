@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -11,12 +13,15 @@ from registry.records import LeaseRecord
 from registry.tables import LeaseRow
 
 
-def take(session: Session, name: str, holder: str, seconds: float) -> LeaseRecord | None:
-    """The lease, or None while someone else holds it. The same holder gets it again, with a new token."""
+def take(
+    session: Session, name: str, holder: str, seconds: float, gone: Callable[[str], bool] = lambda _: False
+) -> LeaseRecord | None:
+    """The lease, or None while someone else holds it who is not `gone`. The same holder gets it again, with a new
+    token."""
     insert_once(session, LeaseRow, name=name, holder="", token=0, expires_seconds=0.0)
     row = _locked(session, name)
     now_seconds = database_seconds(session)
-    if row.expires_seconds > now_seconds and row.holder != holder:
+    if row.expires_seconds > now_seconds and row.holder != holder and not gone(row.holder):
         return None
     row.holder, row.token, row.expires_seconds = holder, row.token + 1, now_seconds + seconds
     return LeaseRecord(name, holder, row.token, row.expires_seconds)

@@ -288,10 +288,16 @@ class Ledger(LedgerReading):
 
     # Doing things once ------------------------------------------------------------------------------------------------
 
-    def take_lease(self, name: str, *, holder: str, seconds: float) -> LeaseRecord | None:
-        """The right to do `name` alone for so long, or None while someone else has it."""
+    def take_lease(
+        self, name: str, *, holder: str, seconds: float, gone: Callable[[str], bool] = lambda _: False
+    ) -> LeaseRecord | None:
+        """The right to do `name` alone for so long, or None while someone else has it.
+
+        Args:
+            gone: whether a holder is known to have died; its lease is taken without waiting for its end.
+        """
         with self.database.writing() as session:
-            return leases.take(session, name, holder, seconds)
+            return leases.take(session, name, holder, seconds, gone)
 
     def renew_lease(self, lease: LeaseRecord, *, seconds: float) -> LeaseRecord:
         """More time.

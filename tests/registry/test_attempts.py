@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import keep
+from flows import holder, keep
 from flows.keep import sole, turn_to_make
 from registry.errors import Conflict
 from registry.fsck import fsck
@@ -78,8 +78,11 @@ def test_of_eight_specs_of_one_task_all_register_and_each_is_judged_against_the_
     assert fsck(workshop.ledger, workshop.store) == ()
 
 
-def test_a_maker_that_was_killed_is_followed_when_its_lease_has_run_out(url, workshop, monkeypatch):
-    monkeypatch.setattr(keep, "LEASE_SECONDS", 0.4)
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_maker_that_was_killed_is_followed_at_once_here_and_elsewhere_when_its_lease_has_run_out(
+    seen, url, workshop, monkeypatch
+):
+    monkeypatch.setattr(keep, "LEASE_SECONDS", 3600 if seen else 0.4)
     draft = workshop.draft("triage")
 
     def die() -> None:
@@ -91,9 +94,33 @@ def test_a_maker_that_was_killed_is_followed_when_its_lease_has_run_out(url, wor
     child.join(30)
     assert child.exitcode == -signal.SIGKILL
     home = home_of(url, workshop.store.root)
+    if not seen:
+        monkeypatch.setattr(holder, "_room", lambda: "another machine")
     with turn_to_make(home, draft.version_key) as lease:
         home.ledger.register(draft, lease=lease)
     assert [a.state for a in home.ledger.attempts(draft.version_key)] == ["lost", "done"]
+
+
+def test_only_a_process_that_can_be_seen_to_have_ended_is_gone():
+    def tell(pipe) -> None:
+        pipe.send(holder.myself())
+        pipe.recv()
+
+    ours, theirs = FORK.Pipe()
+    child = FORK.Process(target=tell, args=(theirs,))
+    child.start()
+    name = ours.recv()
+    assert not holder.is_gone(name)
+    host, pid, room, born, one = name.rsplit(":", 4)
+    assert holder.is_gone(f"{host}:{pid}:{room}:{int(born) - 1}:{one}"), "its pid was given to another since"
+    ours.send("end")
+    child.join()
+    assert holder.is_gone(name)
+    assert not holder.is_gone(f"{host}:{pid}:another-{room}:{born}:{one}")
+    for word in ("somebody", "", "a:b:c:d:e", "queue 7 2026-01-01T00:00:00"):
+        assert not holder.is_gone(word)
+    assert not holder.is_gone(holder.myself())
+    assert holder.myself() != holder.myself()
 
 
 def test_a_maker_that_lives_keeps_its_turn_longer_than_its_lease(sqlite_url, sqlite_workshop, monkeypatch):
