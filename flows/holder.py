@@ -1,4 +1,4 @@
-"""The name under which a process holds a lease; another process on the same machine can tell from it that it is gone."""
+"""The name under which a process holds a lease, from which others on the same machine can tell that it is gone."""
 
 from __future__ import annotations
 

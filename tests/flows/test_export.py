@@ -101,26 +101,12 @@ def test_a_merge_that_was_measured_on_rows_is_exported_as_an_adapter_with_its_lo
     assert 0 < lost["--rank"] < 100
     adapter, stored = load_file(tmp_path / "1" / "adapter_model.safetensors"), artifact_of(factory, "fitted")
     weights = load_file(stored / "model.safetensors")
-    base = base_as_the_adapters_saw_it(factory)
+    base = factory.base_as_the_adapters_saw_it()
     for key in (key for key in adapter if key.endswith("lora_A.weight")):
         module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         change = weights[f"{module}.weight"] - base.get_submodule(module).weight.data
         found = adapter[key.replace("lora_A", "lora_B")] @ adapter[key]
         assert torch.linalg.norm(found - change) < 1e-3 * torch.linalg.norm(change)
-
-
-def base_as_the_adapters_saw_it(factory: Any) -> Any:
-    """The base in float32, each linear layer of its body through NF4 and back, by bitsandbytes alone."""
-    import torch
-    import transformers
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(factory.base, dtype=torch.float32).eval()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            packed, state = quantize_4bit(module.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4")
-            module.weight.data = dequantize_4bit(packed, state)
-    return model
 
 
 def test_a_merge_is_exported_as_gguf(factory: Any, pair: Any, tmp_path: Path) -> None:

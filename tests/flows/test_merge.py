@@ -79,20 +79,6 @@ def adapter_of(factory: Any, ref: str) -> Path:
     return next(iter(factory.files(artifact).values())).parent
 
 
-def base_as_the_adapters_saw_it(factory: Any) -> Any:
-    """The base in float32, each linear layer of its body through NF4 and back, by bitsandbytes alone."""
-    import torch
-    import transformers
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(factory.base, dtype=torch.float32).eval()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            packed, state = quantize_4bit(module.weight.data, blocksize=64, compress_statistics=True, quant_type="nf4")
-            module.weight.data = dequantize_4bit(packed, state)
-    return model
-
-
 def answers_of(factory: Any, model: Any, prompts: list[str]) -> list[Any]:
     import torch
     import transformers
@@ -106,7 +92,7 @@ def test_one_parent_at_weight_one_says_what_peft_says(factory: Any, solo: Any, l
     import numpy
     import peft
 
-    base = base_as_the_adapters_saw_it(factory)
+    base = factory.base_as_the_adapters_saw_it()
     before = answers_of(factory, base, prompts)
     after = answers_of(
         factory, peft.PeftModel.from_pretrained(base, str(adapter_of(factory, "intent:1"))).eval(), prompts
@@ -159,7 +145,7 @@ def test_the_merged_model_is_the_base_plus_scale_times_the_merged_updates(
             module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             delta = weights[key.replace("lora_A", "lora_B")] @ weights[key] * (config["lora_alpha"] / config["r"])
             updates.setdefault(module, []).append(delta)
-    model = base_as_the_adapters_saw_it(factory)
+    model = factory.base_as_the_adapters_saw_it()
     rule, _, rest = trio.chosen.partition(" (scale ")
     scale = float(rest.split(",")[0].rstrip(")"))
     for module, deltas in updates.items():

@@ -14,11 +14,11 @@ KINDS = {"generation": "intent", "classification": "mood"}
 
 
 @pytest.fixture
-def large(factory: Any, desk: Any, request: Any) -> Any:
+def large(factory: Any, desk: Any, intent: Any, mood: Any) -> Any:
     """A trained adapter under a name of its own, where it may get a second version."""
 
     def arrive(kind: str) -> str:
-        heard, name = request.getfixturevalue(KINDS[kind]), f"slim-{kind}"
+        heard, name = {"intent": intent, "mood": mood}[KINDS[kind]], f"slim-{kind}"
         folder = factory.folder / f"{name} adapter"
         folder.mkdir()
         files = factory.files(heard.outcome.version.artifact)
