@@ -68,7 +68,7 @@ def trained(
     from tasks.training.interruption import told_to_stop
     from tasks.training.loop import Progress, train_adapter
 
-    if spec.resources.processes > 1:
+    if spec.resources.team_size > 1:
         from tasks.training.parallel import train_in_processes as train_it
     else:
         base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)

@@ -6,6 +6,7 @@ Shapes come from the headers of the safetensors files (a few KiB), so a model of
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from tasks.errors import ArtifactRefused, Problem, SpecRefused
 from tasks.methods.catalogue import EXTRA, METHODS, trainable_parameters
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import AdapterSpec
+from tasks.specs.adapter import WANT_THE_WHOLE_BASE
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 MAX_HEADER_BYTES = 100_000_000
 GIB = 1024**3
 AMX_FROM_HIDDEN = 128  # from this size on a CPU with tiles of bfloat16 gains from them
-BEFORE_THE_RUN = ("weights", "cuda context")
+BEFORE_THE_RUN = ("weights", "loading", "cuda context")
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,14 @@ def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
     return trainable_parameters(chosen_targets(shapes.linear, spec.method), rank, name)
 
 
+def may_share_base(spec: AdapterSpec) -> bool:
+    """Whether `resources.shard_base` is a choice: several processes, and a method that needs no weight but in turn."""
+    return spec.resources.team_size > 1 and spec.method.name not in WANT_THE_WHOLE_BASE
+
+
 def _rows_at_once(spec: AdapterSpec) -> int:
     """Of one process."""
-    share = -(-spec.training.batch_size // spec.resources.processes)
+    share = -(-spec.training.batch_size // spec.resources.team_size)
     return min(spec.training.micro_batch or share, share)
 
 
@@ -192,10 +199,10 @@ def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gp
 def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:
     """Bytes of a run by cause."""
     sizes = [rows * columns for rows, columns in shapes.linear.values()]
-    causes = {"weights": shapes.parameters * step.width}
+    whole = _packed(spec, sum(sizes), step) + shapes.other_parameters * step.width
+    shared = spec.resources.shard_base and may_share_base(spec)
+    causes = _shared_weights(spec, shapes, step) if shared else {"weights": whole}
     if spec.base.quantization == "nf4":
-        packed = nf4_bytes(sum(sizes), double_quant=spec.base.double_quant)
-        causes["weights"] = packed + shapes.other_parameters * step.width
         causes["dequantised layer"] = max(sizes, default=0) * step.width
     own_width = step.width if spec.method.name == "full" else 4  # a full run trains the weights as they are held
     wants_8_bit = spec.training.optimizer == "paged_adamw_8bit"
@@ -212,7 +219,29 @@ def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> di
     if step.on_gpu:
         causes["cuda context"] = GIB // 2
         causes["fragmentation"] = (causes["activations"] + causes["outputs"]) // 10
+    if shared:  # it is loaded whole: once on each card, or by one process after another in the host's memory
+        others = 0 if step.on_gpu else spec.resources.processes - 1
+        loading = (whole + others * causes["weights"]) // (others + 1)
+        causes["loading"] = max(0, loading - sum(causes.values()))
     return causes
+
+
+def _packed(spec: AdapterSpec, parameters: int, step: Step) -> int:
+    """Bytes of linear weights as they are held."""
+    if spec.base.quantization == "nf4":
+        return nf4_bytes(parameters, double_quant=spec.base.double_quant)
+    return parameters * step.width
+
+
+def _shared_weights(spec: AdapterSpec, shapes: Shapes, step: Step) -> dict[str, int]:
+    """What a process keeps of a base that its team shares, and the largest block while it is whole."""
+    blocks: dict[str, int] = {}
+    for name, (rows, columns) in shapes.linear.items():
+        block = re.match(r".*?\.\d+(?=\.)", name)
+        blocks[block[0] if block else ""] = blocks.get(block[0] if block else "", 0) + rows * columns
+    outside = _packed(spec, blocks.pop("", 0), step) + shapes.other_parameters * step.width
+    kept = -(-_packed(spec, sum(blocks.values()), step) // spec.resources.team_size)
+    return {"weights": outside + kept, "gathered block": _packed(spec, max(blocks.values(), default=0), step)}
 
 
 def _fitting_changes(spec: AdapterSpec, fits: Callable[[AdapterSpec], bool]) -> tuple[str, ...]:
@@ -222,6 +251,8 @@ def _fitting_changes(spec: AdapterSpec, fits: Callable[[AdapterSpec], bool]) -> 
         changes["base.quantization"] = [("nf4", "nf4")]
     if not spec.training.gradient_checkpointing:
         changes["training.gradient_checkpointing"] = [("true", True)]
+    if may_share_base(spec) and not spec.resources.shard_base:
+        changes["resources.shard_base"] = [("true", True)]
     halves = [_rows_at_once(spec) >> i for i in range(1, 17) if _rows_at_once(spec) >> i]
     if halves:
         changes["training.micro_batch"] = [(str(rows), rows) for rows in halves]

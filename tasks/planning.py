@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.architecture import shapes_of_config
-from tasks.memory import MemoryPlan, Shapes, read_shapes
+from tasks.memory import MemoryPlan, Shapes, may_share_base, read_shapes
 from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec
 
@@ -74,10 +74,11 @@ def variants(spec: AdapterSpec, planner: Planner) -> tuple[Variant, ...]:
 
 
 def largest_batch(spec: AdapterSpec, planner: Planner) -> int:
-    """The most rows at once with which a spec fits; the peak grows with them."""
+    """The most rows that one process may hold at once; the peak grows with them."""
 
     def fits(rows: int) -> bool:
-        training = spec.training.model_copy(update={"batch_size": rows, "micro_batch": rows})
+        batch = rows * spec.resources.team_size
+        training = spec.training.model_copy(update={"batch_size": batch, "micro_batch": rows})
         return planner(spec.model_copy(update={"training": training})).fits
 
     if not fits(1):
@@ -94,8 +95,8 @@ def largest_batch(spec: AdapterSpec, planner: Planner) -> int:
 def fitted(spec: AdapterSpec, planner: Planner) -> Mapping[str, Any]:
     """The fewest changes with which a spec fits, as {"training.micro_batch": 2, ...}; empty if it fits as it is.
 
-    In the order of what they cost: fewer rows at once at the same effective batch, recomputed activations, a 4-bit
-    base, shorter rows.
+    In the order of what they cost: fewer rows at once at the same effective batch, recomputed activations, a base that
+    the processes share, a 4-bit base, shorter rows.
 
     Raises:
         LookupError: none of them together is enough.
@@ -106,6 +107,7 @@ def fitted(spec: AdapterSpec, planner: Planner) -> Mapping[str, Any]:
     for path, value in (
         ("training.micro_batch", None),
         ("training.gradient_checkpointing", True),
+        ("resources.shard_base", may_share_base(spec)),
         ("base.quantization", "nf4"),
         ("data.max_tokens", None),
     ):

@@ -11,6 +11,8 @@ from tasks.specs.common import LEFT_TO_THE_RECIPE, AnswerGateSpec, Share, Slug, 
 from tasks.specs.data import DataSpec, columns_of
 from tasks.specs.training import BaseSpec, MethodSpec, RepairSpec, ResourceSpec, TrainingSpec
 
+WANT_THE_WHOLE_BASE = {"full": "trains the whole base", "dora": "starts from every weight of the base at once"}
+
 
 class GateSpec(AnswerGateSpec):
     """What a candidate must show before it is served. Bounds are paired and one-sided, at `confidence`."""
@@ -141,6 +143,10 @@ class AdapterSpec(Spec):
         narrowed = self.method.targets != "all-linear" or self.method.layers is not None
         if why := refusal_of(self.method.name, self.base.quantization, self.kind, narrowed):
             raise ValueError(f"method {self.method.name} cannot be trained here: {why}")
+        if self.resources.shard_base and (wants := WANT_THE_WHOLE_BASE.get(self.method.name)):
+            raise ValueError(
+                f"method {self.method.name} {wants}; set resources.shard_base: false, or choose another method"
+            )
         return self
 
     @property

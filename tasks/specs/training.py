@@ -8,9 +8,9 @@ fine-tuning) over an NF4 base with double quantisation.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.methods.catalogue import METHODS
 from tasks.specs.common import AUTO, Share, Spec
@@ -137,6 +137,33 @@ class ResourceSpec(Spec):
         None, gt=0, description="Memory that the plan must fit; default: what the device has free."
     )
     processes: int = Field(
-        1, ge=1, le=64, description="Processes that share every batch (torchrun); one GPU each where there are GPUs."
+        1,
+        ge=1,
+        le=64,
+        description="Processes of a node that share every batch (torchrun); one GPU each where there are GPUs.",
+    )
+    nodes: int = Field(
+        1, ge=1, le=64, description="Machines that share every batch; the run waits for those that are to join it."
+    )
+    meet_at: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+:[0-9]{2,5}$",
+        description="host:port of the first node as the others reach it; default: its name and port 29400.",
+    )
+    shard_base: bool = Field(
+        False, description="Each process keeps its share of the base; blocks are whole one at a time, while computing."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: all that the process may use.")
+
+    @model_validator(mode="after")
+    def _a_share_is_of_several(self) -> Self:
+        if self.shard_base and self.team_size == 1:
+            raise ValueError("shard_base shares the base among processes; set processes to 2 or more")
+        if self.meet_at and self.nodes == 1:
+            raise ValueError("meet_at is where nodes meet; set nodes to 2 or more")
+        return self
+
+    @property
+    def team_size(self) -> int:
+        """Processes that share every batch, over all nodes."""
+        return self.processes * self.nodes

@@ -37,11 +37,10 @@ from tasks.training.lowrank import compute_in_few_passes
 from tasks.training.optimiser import optimizer_of, rate_factor
 from tasks.training.peak import Peak, handing_back
 from tasks.training.state import RunState, trained_tensors
-from tasks.training.team import Team
+from tasks.training.team import ALONE, Team
 
 PROBED_ROWS = 8
 READ_FIRST = 4  # batches from which a method that reads rows first chooses its start
-ALONE = Team()
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def train_adapter(
 
         def reading(state: RunState) -> tuple[float, float]:
             at_once = min(EVALUATION_BATCH, state.micro_batch or spec.training.batch_size)
-            seen = validation_sums(base, model, answer, team.share(held_out), at_once)
+            seen = validation_sums(base, model, answer, held_out, at_once, team)
             loss, right, count = team.summed(*seen)
             return loss / max(count, 1), right / max(count, 1)
 
@@ -177,6 +176,7 @@ def train_adapter(
                 group["lr"] = peak * factor
             model.train()
             state.restore_chance(base.device)
+            team.draw_apart(spec.seed, number)
             batch = [rows[i] for i in batches[number - 1]]
             while not team.any(stop()):
                 try:
@@ -328,19 +328,17 @@ def _backward(
     Raises:
         _Halted: `stop` said so between two micro-batches.
     """
-    share = team.share(rows)
-    micro = micro_batch or max(1, len(share))
     learned = len(rows) if base.kind == "classification" else max(1, sum(len(row.target) for row in rows))
     total, width = 0.0, 0.0
-    for start in range(0, len(share), micro):
-        if start and stop():
+    for number, (piece, counts) in enumerate(team.pieces(rows, micro_batch or -(-len(rows) // team.size))):
+        if number and stop():
             raise _Halted
-        inputs, labels = collate(base, share[start : start + micro])
+        inputs, labels = collate(base, piece)
         with base.autocast():
             loss, _ = summed_loss(base, answer, inputs, labels)
-        (loss / learned).backward()
-        total += float(loss.detach())
-        width += inputs["input_ids"].numel()
+        (loss * counts / learned).backward()
+        total += float(loss.detach()) * counts
+        width += inputs["input_ids"].numel() * counts
     tokens = sum(len(row.prompt) if base.kind == "classification" else row.length for row in rows)
     return total / learned, tokens, width
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tasks.training.base import Base
 from tasks.training.encoding import IGNORED, Encoded, collate
+from tasks.training.team import ALONE, Team
 
 EVALUATION_BATCH = 64
 
@@ -71,16 +72,20 @@ def validation_reading(
 
 
 def validation_sums(
-    base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded], at_once: int
+    base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequence[Encoded], at_once: int, team: Team = ALONE
 ) -> tuple[float, int, int]:
-    """(loss, right answers, how many) over all learned tokens, or rows for classes, without dropout."""
+    """(loss, right answers, how many) over all learned tokens, or rows for classes, without dropout.
+
+    In a team over this process's share of the rows.
+    """
     model.eval()
     total, right, count = 0.0, 0, 0
-    order = sorted(range(len(rows)), key=lambda i: rows[i].length)
     with torch.no_grad(), base.autocast():
-        for start in range(0, len(order), at_once):
-            inputs, labels = collate(base, [rows[i] for i in order[start : start + at_once]])
+        for piece, counts in team.pieces(sorted(rows, key=lambda row: row.length), at_once):
+            inputs, labels = collate(base, piece)
             logits, wanted = _learned(base, answer, inputs, labels)
+            if not counts:
+                continue
             total += float(F.cross_entropy(logits.float(), wanted, reduction="sum"))
             right += int((logits.argmax(-1) == wanted).sum())
             count += len(wanted)

@@ -3,7 +3,8 @@
     torchrun --standalone --nproc-per-node 2 -m tasks.training.parallel JOB
 
 JOB is a folder: `job.json` (spec, rows, where checkpoints lie); afterwards `done.json` and `adapter/`. The first
-process writes a line of JSON per step, look and sentence to stdout.
+process writes a line of JSON per step, look and sentence to stdout. On several nodes JOB lies beside the checkpoints,
+in a folder that all nodes see, and every other node takes its part with `tasks.training.node`.
 """
 
 from __future__ import annotations
@@ -15,23 +16,27 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.data.examples import Example
-from tasks.errors import DependencyDown, FactoryError, Problem
+from tasks.errors import DependencyDown, FactoryError, Problem, SpecRefused
 from tasks.specs import AdapterSpec
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.curve import Curve, Look, Step
 from tasks.training.interruption import Stopped
 from tasks.training.loop import Progress, Trained, train_adapter
+from tasks.training.node import ADAPTER, DONE, JOB, command_of, last_words, with_meeting_point
 
-JOB, DONE, ADAPTER = "job.json", "done.json", "adapter"
-LOOK_SECONDS = 0.2
+if TYPE_CHECKING:
+    from tasks.training.base import Base
+
+LOOK_SECONDS, PATIENCE_SECONDS = 0.2, 30.0
 
 
 def train_in_processes(
@@ -48,7 +53,9 @@ def train_in_processes(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Trained:
-    """`train_adapter` in `resources.processes` processes, one GPU each where there are GPUs.
+    """`train_adapter` in `resources.processes` processes of each node, one GPU each where there are GPUs.
+
+    This process's machine is the first node; what the others must run is said.
 
     Raises:
         FactoryError: what the processes raised.
@@ -60,21 +67,12 @@ def train_in_processes(
         "progress": lambda told: on_progress(Progress(**told)),
         "say": lambda told: say(told["sentence"]),
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        job = Path(scratch)
-        (job / JOB).write_text(
-            json.dumps(
-                {
-                    "spec": spec.model_dump(mode="json"),
-                    "train": [astuple(row) for row in train],
-                    "validation": [astuple(row) for row in validation],
-                    "start": str(start) if start else None,
-                    "checkpoints": [str(checkpoints.folder), checkpoints.run] if checkpoints else None,
-                }
-            )
-        )
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(spec.resources.processes), "-m", "tasks.training.parallel", str(job)]
+    with _job_folder(spec, checkpoints) as job:
+        spec = with_meeting_point(spec)
+        write_job(job, spec, train, validation, start, checkpoints)
+        for number in range(1, spec.resources.nodes):
+            say(f"  waits for node {number}; there run: python -m tasks.training.node {job} {number}")
+        command = command_of(job, spec.resources, 0)
         with (job / "stderr").open("wb") as errors:
             team = subprocess.Popen(  # noqa: S603 # this very interpreter and a module of ours
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
@@ -87,9 +85,12 @@ def train_in_processes(
                         hear[told["tells"]](told["what"])
             team.wait()
         if not (job / DONE).is_file():
-            last = ((job / "stderr").read_text(errors="replace").strip().splitlines() or ["nothing was said"])[-1]
-            wrong = f"its processes ended with code {team.returncode}: {last[:200]}"
-            raise DependencyDown.one("E-TRAIN-007", spec.task, wrong, "run it again, or set resources.processes: 1")
+            if stop():
+                remedy = "run the same command again"
+                raise Stopped.one("E-TRAIN-003", spec.task, "was told to stop before its first step", remedy)
+            wrong = f"its processes ended with code {team.returncode}: {last_words(job / 'stderr')}"
+            remedy = "run it again" + (", it goes on from its checkpoint" if checkpoints else "")
+            raise DependencyDown.one("E-TRAIN-007", spec.task, wrong, f"{remedy}, or set resources.processes: 1")
         done = json.loads((job / DONE).read_text())
         if "problems" in done:
             raise _error_of(done)
@@ -99,12 +100,48 @@ def train_in_processes(
     return Trained(folder, Curve(steps, looks, curve["planned_steps"], curve["start_loss"]), **done)
 
 
+def write_job(
+    job: Path,
+    spec: AdapterSpec,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    start: Path | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> None:
+    """What every process of a run must know."""
+    told = {
+        "spec": spec.model_dump(mode="json"),
+        "train": [astuple(row) for row in train],
+        "validation": [astuple(row) for row in validation],
+        "start": str(start) if start else None,
+        "checkpoints": [str(checkpoints.folder), checkpoints.run] if checkpoints else None,
+    }
+    _write(job / JOB, told)
+
+
+@contextmanager
+def _job_folder(spec: AdapterSpec, checkpoints: Checkpoints | None) -> Iterator[Path]:
+    """Where the job lies while the run lasts: on this machine, or where all nodes see it."""
+    if spec.resources.nodes == 1:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    if checkpoints is None:
+        raise SpecRefused.one("E-SPEC-046", "resources.nodes", "no folder is shared with them", "set nodes: 1")
+    job = checkpoints.folder / "job"
+    shutil.rmtree(job, ignore_errors=True)
+    job.mkdir(parents=True)
+    try:
+        yield job
+    finally:
+        shutil.rmtree(job, ignore_errors=True)
+
+
 def run_share(job: Path) -> None:
     """This process's part of a job, under torchrun."""
     import torch
     from torch import distributed as dist
 
-    from tasks.training.base import load_base
     from tasks.training.interruption import told_to_stop
 
     told = json.loads((job / JOB).read_text())
@@ -115,8 +152,9 @@ def run_share(job: Path) -> None:
     dist.init_process_group("nccl" if on_gpus else "gloo")
     leads = dist.get_rank() == 0
     try:
-        torch.set_num_threads(spec.resources.threads or max(1, len(os.sched_getaffinity(0)) // dist.get_world_size()))
-        base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(spec.resources.threads or max(1, len(os.sched_getaffinity(0)) // here))
+        base = loaded_in_turn(spec) if spec.resources.shard_base else loaded(spec)
         with told_to_stop() as stop:
             done = train_adapter(
                 base,
@@ -136,23 +174,66 @@ def run_share(job: Path) -> None:
             )
         if leads:
             plain = {name: value for name, value in vars(done).items() if name not in ("folder", "curve")}
-            _write(job, {**plain, "curve": done.curve.as_dict()})
+            _write(job / DONE, {**plain, "curve": done.curve.as_dict()})
     except FactoryError as error:
         if leads:
-            _write(job, {"kind": type(error).__name__, "problems": [list(problem) for problem in error.problems]})
-        else:
-            raise
+            _write(
+                job / DONE, {"kind": type(error).__name__, "problems": [list(problem) for problem in error.problems]}
+            )
+        else:  # torchrun ends all processes when one fails: not before the first has written what there is to say
+            sys.stderr.write(f"{error}\n")
+            _wait_for(job / DONE)
+            raise SystemExit(error.exit_code) from None
     finally:
         dist.destroy_process_group()
+
+
+def loaded(spec: AdapterSpec) -> Base:
+    """The base of a spec, whole."""
+    from tasks.training.base import load_base
+
+    return load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
+
+
+def loaded_in_turn(spec: AdapterSpec) -> Base:
+    """The base of a spec, of which this process keeps its share.
+
+    On a CPU the processes of a node load it one after another, so that their memory holds it whole but once.
+    """
+    from tasks.training.base import device_for, load_libraries
+    from tasks.training.peak import handing_back
+    from tasks.training.sharded import shard
+    from tasks.training.team import Team
+
+    load_libraries()
+    team, device = Team.of_this_process(), device_for(spec.resources.device)
+    here, others = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    for turn in range(others if device.type == "cpu" else 1):
+        if turn == here or device.type != "cpu":
+            with handing_back(device):
+                base = loaded(spec)
+                shard(base.model, team)
+        team.wait()
+    return base
+
+
+def _wait_for(path: Path) -> None:
+    """Until a file is there, or half a minute is over."""
+    for _ in range(round(PATIENCE_SECONDS / LOOK_SECONDS)):
+        if path.is_file():
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def _tell(what: str, told: dict[str, Any]) -> None:
     print(json.dumps({"tells": what, "what": told}), flush=True)
 
 
-def _write(job: Path, told: dict[str, Any]) -> None:
-    (job / "done.new").write_text(json.dumps(told))
-    (job / "done.new").rename(job / DONE)
+def _write(path: Path, told: dict[str, Any]) -> None:
+    """A whole file or none."""
+    staging = path.with_suffix(".new")
+    staging.write_text(json.dumps(told))
+    staging.rename(path)
 
 
 def _error_of(done: dict[str, Any]) -> FactoryError:
@@ -170,8 +251,9 @@ def _stopped_when(stop: Callable[[], bool], team: subprocess.Popen[str]) -> Iter
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
             if stop() and team.poll() is None:
-                for child in _children(team.pid):
-                    os.kill(child, signal.SIGTERM)
+                for process in children_of(team.pid) or [team.pid]:  # itself while it waits for nodes
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGTERM)
                 return
 
     guard = Thread(target=watch, daemon=True)
@@ -179,14 +261,16 @@ def _stopped_when(stop: Callable[[], bool], team: subprocess.Popen[str]) -> Iter
     try:
         yield
     except BaseException:
-        os.killpg(team.pid, signal.SIGKILL)
+        for process in (*children_of(team.pid), team.pid):  # torchrun gives each a session of its own
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         raise
     finally:
         over.set()
         guard.join()
 
 
-def _children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
     """The processes that torchrun started; it would itself kill them half a minute after a SIGTERM of its own."""
     tasks = Path(f"/proc/{pid}/task")
     return [int(child) for task in tasks.glob("*") for child in (task / "children").read_text().split()]

@@ -8,8 +8,9 @@ adapter alone travels, a few MB a step; the base is loaded by each. Started by t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TypeVar
 
 import torch
@@ -38,13 +39,24 @@ class Team:
         """Whether this process writes and speaks for the team."""
         return self.rank == 0
 
-    def share(self, rows: Sequence[T]) -> list[T]:
-        """This process's rows of a batch; near-equal in number and, as batches are sorted by length, in work.
+    def pieces(self, rows: Sequence[T], at_once: int) -> Iterator[tuple[list[T], bool]]:
+        """This process's rows, at most `at_once` together; near-equal in number and, where sorted by length, in work.
 
-        >>> Team(1, 3).share([0, 1, 2, 3, 4])
-        [1, 4]
+        All processes get as many pieces, for a sharded base is passed through together: one that has no row of its own
+        in the last piece gets the piece's first, and False, as it counts elsewhere.
+
+        >>> list(Team(0, 3).pieces("abcdefg", 2)), list(Team(1, 3).pieces("abcdefg", 2))
+        ([(['a', 'd'], True), (['g'], True)], [(['b', 'e'], True), (['g'], False)])
         """
-        return list(rows[self.rank :: self.size])
+        for start in range(0, len(rows), at_once * self.size):
+            piece = rows[start : start + at_once * self.size]
+            own = list(piece[self.rank :: self.size])
+            yield (own, True) if own else ([piece[0]], False)
+
+    def draw_apart(self, seed: int, step: int) -> None:
+        """Chance of its own for each process and step, so that no two drop the same, also after a resume."""
+        if self.size > 1:
+            torch.manual_seed(int.from_bytes(sha256(f"{seed} {step} {self.rank}".encode()).digest()[:7], "big"))
 
     def summed(self, *values: float) -> tuple[float, ...]:
         """Each value summed over the team."""
@@ -71,6 +83,9 @@ class Team:
         """Until all are here."""
         if self.size > 1:
             dist.barrier()
+
+
+ALONE = Team()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

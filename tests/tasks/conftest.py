@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -78,3 +80,14 @@ def good_run(
     base = load_base(spec.base, kind="generation")
     rows, held_out = make_rows("generation", 200), make_rows("generation", 60, 1)
     return train_adapter(base, spec, rows, held_out, tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="session")
+def exact_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny encoder without its own dropout, so that two ways to the same numbers can be compared."""
+    folder = tmp_path_factory.mktemp("exact") / "encoder"
+    shutil.copytree(tiny_encoder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,64 @@
+"""Several processes that share a run, without torchrun: forked from a server that has loaded the libraries."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ["bitsandbytes", "peft", "tasks.training.parallel", "tasks.training.sharded", "torch.distributed"]
+LIBRARIES += ["transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(LIBRARIES)
+
+
+def run_shares(job: Path, size: int, *, stop_at: int = 0) -> list[int]:
+    """A job in so many processes: bytes of all tensors that each holds at the end.
+
+    Args:
+        stop_at: SIGTERM comes to the first process after this step; 0 for never.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    team = [SERVER.Process(target=_share, args=(job, rank, size, port, stop_at)) for rank in range(size)]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(120)
+        process.kill()
+    return [json.loads((job / f"held-{rank}").read_text()) for rank in range(size)]
+
+
+def _share(job: Path, rank: int, size: int, port: int, stop_at: int) -> None:
+    from tasks.training import parallel
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def hear(what: str, told: dict[str, Any]) -> None:
+        if what == "step" and told["step"] == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    parallel._tell = hear
+    try:
+        parallel.run_share(job)
+    finally:
+        (job / f"held-{rank}").write_text(json.dumps(held_bytes()))
+
+
+def held_bytes() -> int:
+    """Bytes behind all tensors of this process, each storage counted once."""
+    import torch
+
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        storages = [found.untyped_storage() for found in gc.get_objects() if isinstance(found, torch.Tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,183 @@
+"""A base of which each process keeps a part, against the run of one process that holds it whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gloo_team import run_shares
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from tasks.memory import plan_memory, read_shapes
+from tasks.specs import AdapterSpec, MethodSpec, ResourceSpec
+from tasks.training.base import load_base
+from tasks.training.checkpoint import Checkpoints
+from tasks.training.loop import train_adapter
+from tasks.training.parallel import write_job
+
+Make = Callable[..., Any]
+WEIGHTS = "adapter_model.safetensors"
+LAYERS = 8
+SHARED = ResourceSpec(device="cpu", threads=1, processes=2, shard_base=True)
+
+
+@pytest.fixture(scope="session")
+def deep_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with more layers, so that one of them is a small part."""
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("deep") / "base"
+    shutil.copytree(tiny_base, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        LlamaForCausalLM(AutoConfig.from_pretrained(tiny_base, num_hidden_layers=LAYERS)).save_pretrained(folder)
+    return folder
+
+
+def job_of(folder: Path, spec: AdapterSpec, *rows: Any, checkpoints: Checkpoints | None = None) -> Path:
+    folder.mkdir()
+    resources = spec.resources if spec.resources.team_size > 1 else SHARED
+    write_job(folder, spec.model_copy(update={"resources": resources}), *rows, checkpoints=checkpoints)
+    return folder
+
+
+def done(job: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((job / "done.json").read_text())
+    return found
+
+
+def assert_same_adapter(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / WEIGHTS) for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert float((tensor - second[name]).abs().max()) < 2e-3, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "which", "quantization", "others"),
+    [
+        ("generation", "tiny_base", "nf4", {}),
+        ("generation", "tiny_base", "nf4", {"gradient_checkpointing": True, "micro_batch": 3}),
+        ("classification", "exact_encoder", "none", {"micro_batch": 2}),
+    ],
+)
+def test_two_processes_with_half_a_base_each_give_the_single_process_result(
+    kind: str,
+    which: str,
+    quantization: str,
+    others: dict[str, Any],
+    request: Any,
+    tmp_path: Path,
+    make_rows: Make,
+    make_spec: Make,
+) -> None:
+    folder = request.getfixturevalue(which)
+    spec = make_spec(kind, folder, steps=6, batch_size=7, compute_dtype="float32", quantization=quantization, **others)
+    rows, held_out = make_rows(kind, 40), make_rows(kind, 21, 1)
+    base = load_base(spec.base, kind=kind, labels=spec.data.labels)
+    alone = train_adapter(base, spec, rows, held_out, tmp_path / "alone")
+    job = job_of(tmp_path / "job", spec, rows, held_out)
+    run_shares(job, 2)
+    curve = done(job)["curve"]
+    assert [s["loss"] for s in curve["steps"]] == pytest.approx([s.loss for s in alone.curve.steps], rel=2e-3)
+    assert [s["tokens"] for s in curve["steps"]] == [s.tokens for s in alone.curve.steps]
+    assert [s["loss"] for s in curve["looks"]] == pytest.approx([s.loss for s in alone.curve.looks], rel=2e-3)
+    assert curve["start_loss"] == pytest.approx(alone.curve.start_loss, rel=1e-5)
+    assert_same_adapter(tmp_path / "alone", job / "adapter")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [MethodSpec(name=name, rank=4, dropout=0.0) for name in ("eva", "shared-a", "vera", "bottleneck", "prefix")],
+    ids=lambda method: method.name,
+)
+def test_methods_that_need_no_whole_base_train_on_a_shared_one(
+    method: MethodSpec, tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    spec = make_spec("generation", tiny_base, steps=3, method=method, compute_dtype="float32")
+    rows = make_rows("generation", 16)
+    alone = train_adapter(load_base(spec.base, kind="generation"), spec, rows, [], tmp_path / "alone")
+    job = job_of(tmp_path / "job", spec, rows, [])
+    run_shares(job, 2)
+    losses = [step["loss"] for step in done(job)["curve"]["steps"]]
+    assert losses == pytest.approx([step.loss for step in alone.curve.steps], rel=2e-3)
+    assert_same_adapter(tmp_path / "alone", job / "adapter")
+
+
+def test_each_process_keeps_its_part_of_the_layers_and_one_of_them_whole(
+    deep_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    spec = make_spec("generation", deep_base, steps=2)
+    rows = make_rows("generation", 16)
+    held = {}
+    for name, resources in {"whole": SHARED.model_copy(update={"shard_base": False}), "shared": SHARED}.items():
+        job = job_of(tmp_path / name, spec.model_copy(update={"resources": resources}), rows, [])
+        held[name] = run_shares(job, 2)
+    layers = [
+        m for m in load_base(spec.base, kind="generation").model.model.layers.modules() if hasattr(m, "quant_state")
+    ]
+    packed = sum(layer.weight.nbytes + layer.weight.quant_state.absmax.nbytes for layer in layers)
+    for whole, shared in zip(held["whole"], held["shared"], strict=True):
+        assert whole - shared == pytest.approx(packed * (1 - 1 / 2 - 1 / LAYERS), rel=0.02)
+
+
+def test_a_shared_run_that_was_told_to_stop_goes_on_and_ends_with_the_same_bytes(
+    tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    spec = make_spec("generation", tiny_base, steps=6, method=MethodSpec(rank=4, dropout=0.3), checkpoint_minutes=60)
+    rows, held_out = make_rows("generation", 24), make_rows("generation", 9, 1)
+    run_shares(job_of(tmp_path / "whole", spec, rows, held_out), 2)
+    kept = Checkpoints(tmp_path / "kept", "a run")
+    first = job_of(tmp_path / "first", spec, rows, held_out, checkpoints=kept)
+    run_shares(first, 2, stop_at=3)
+    assert done(first)["kind"] == "Stopped"
+    assert "step 3 of 6, a checkpoint holds it" in done(first)["problems"][0][2]
+    second = job_of(tmp_path / "second", spec, rows, held_out, checkpoints=kept)
+    run_shares(second, 2)
+    first_bytes, second_bytes = ((job / "adapter" / WEIGHTS).read_bytes() for job in (tmp_path / "whole", second))
+    assert first_bytes == second_bytes
+    losses = [[step["loss"] for step in done(tmp_path / name)["curve"]["steps"]] for name in ("whole", "second")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("resources", "method", "said"),
+    [
+        ({"shard_base": True}, "lora", "shard_base shares the base among processes; set processes to 2 or more"),
+        ({"shard_base": True, "processes": 2}, "full", "method full trains the whole base"),
+        ({"shard_base": True, "nodes": 2}, "dora", "method dora starts from every weight of the base at once"),
+        ({"meet_at": "first:29400"}, "lora", "set nodes to 2 or more"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_before_anything_loads(
+    resources: dict[str, Any], method: str, said: str, tiny_base: Path, make_spec: Make
+) -> None:
+    tree = make_spec("generation", tiny_base, quantization="none").model_dump()
+    tree["resources"] |= resources
+    tree["method"]["name"] = method
+    with pytest.raises(ValidationError, match=said):
+        AdapterSpec.model_validate(tree)
+
+
+def test_the_plan_of_a_shared_base_counts_what_a_process_keeps(deep_base: Path, make_spec: Make) -> None:
+    def causes(**resources: Any) -> dict[str, int]:
+        spec = make_spec("generation", deep_base, compute_dtype="float32")
+        spec = spec.model_copy(update={"resources": ResourceSpec(device="cpu", **resources)})
+        shapes = read_shapes(deep_base)
+        plan = plan_memory(spec, shapes, available_bytes=1 << 40, longest_tokens=16, on_gpu=False, half=False)
+        assert plan.peak_bytes == sum(plan.causes.values())
+        return dict(plan.causes)
+
+    base = load_base(make_spec("generation", deep_base).base, kind="generation")
+    layers = [m for m in base.model.model.layers.modules() if hasattr(m, "quant_state")]
+    packed = sum(layer.weight.nbytes + layer.weight.quant_state.absmax.nbytes for layer in layers)
+    whole, shared = causes(processes=4), causes(processes=4, shard_base=True)
+    assert whole["weights"] - shared["weights"] == pytest.approx(packed * 3 / 4, rel=0.02)
+    assert shared["gathered block"] == pytest.approx(packed / LAYERS, rel=0.02)
+    assert all(shared[cause] == size for cause, size in whole.items() if cause != "weights")
