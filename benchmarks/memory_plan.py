@@ -5,9 +5,10 @@
 
 Each case is a training of a few steps in a process of its own, on a base with random weights that exists for this
 alone: decoders and encoders, float32, bfloat16 and NF4, LoRA of several ranks, DoRA, full fine-tuning, recomputed
-activations, micro-batches, long rows, a large vocabulary. Both sides count what the run holds above the loaded base:
-on a CPU the process's peak above its start, on a GPU the card's. The plan sees the base's files and the longest row,
-as it does before a real run; nothing is learned from the other cases. The last line is JSON:
+activations, micro-batches, long rows, a large vocabulary, a base that two processes share. Both sides count what the
+run holds above the loaded base: on a CPU the process's peak above its start, on a GPU the card's. The plan sees the
+base's files and the longest row, as it does before a real run; nothing is learned from the other cases. The last line
+is JSON:
 
     worst_error   the largest |predicted - measured| / measured
     mean_error    their mean
@@ -22,6 +23,7 @@ import multiprocessing
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,10 +32,11 @@ import torch
 
 from tasks.data.examples import Example, key_of
 from tasks.memory import plan_memory, read_shapes
-from tasks.specs import AdapterSpec, BaseSpec, DataSpec, MethodSpec, TrainingSpec
+from tasks.specs import AdapterSpec, BaseSpec, DataSpec, MethodSpec, ResourceSpec, TrainingSpec
 from tasks.training.base import load_base, load_libraries
 from tasks.training.encoding import encode
 from tasks.training.loop import train_adapter
+from tasks.training.parallel import train_in_processes
 
 ROOT = Path(__file__).parents[1]
 GOAL = 0.15
@@ -56,8 +59,10 @@ class Case:
     dtype: str = "float32"
     method: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    resources: dict[str, Any] = field(default_factory=dict)
 
 
+SHARED = {"processes": 2, "shard_base": True, "threads": 1}
 CASES: dict[str, Case] = {
     "decoder float32": Case(),
     "decoder bfloat16": Case(dtype="bfloat16"),
@@ -74,6 +79,10 @@ CASES: dict[str, Case] = {
     "full float32": Case(method={"name": "full"}, layers=3),
     "encoder float32": Case(kind="classification", training={"batch_size": 32}),
     "encoder NF4": Case(kind="classification", quantization="nf4", layers=6, training={"batch_size": 32}),
+    "shared by two float32": Case(layers=6, resources=SHARED),
+    "shared by two NF4": Case(
+        quantization="nf4", layers=6, training={"gradient_checkpointing": True}, resources=SHARED
+    ),
 }
 
 
@@ -117,7 +126,8 @@ def one_run(case: Case) -> tuple[dict[str, int], int]:
             on_gpu=base.device.type == "cuda",
             half=base.compute_dtype == torch.bfloat16,
         )
-        done = train_adapter(base, spec, rows, rows[: spec.training.batch_size], Path(scratch) / "adapter")
+        train = partial(train_adapter, base) if spec.resources.team_size == 1 else train_in_processes
+        done = train(spec, rows, rows[: spec.training.batch_size], Path(scratch) / "adapter")
     return dict(plan.above_base), done.peak_above_start_bytes
 
 
@@ -132,6 +142,7 @@ def spec_of(case: Case, folder: Path) -> AdapterSpec:
         data=DataSpec(source="generated", **data),
         method=MethodSpec(**case.method),
         training=TrainingSpec(**{"steps": 3, "batch_size": 16, "validations": 1, **case.training}),
+        resources=ResourceSpec(**case.resources),
     )
 
 

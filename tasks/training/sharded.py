@@ -3,6 +3,11 @@
 What FSDP is to QLoRA (Zhao et al. 2023, arXiv:2304.11277), reduced to a base without gradients. The linear weights of a
 block, packed as they are, and their scales lie in one buffer of bytes; each process keeps its share of it. A block's
 buffer is gathered before the block computes, forwards or backwards, and is given up when the next one is wanted.
+
+Why not torch's own (tried with torch 2.13, bitsandbytes 0.50, PEFT 0.21, two gloo processes): FSDP1 takes no integers;
+FSDP2 shards NF4 weights with the same losses, but PEFT puts no adapter on a base that it has sharded, so that every
+process would hold the base whole until then, and the scales stay whole. Accelerate leaves such weights out of sharding
+altogether, and stored as floats they can change on the way (bitsandbytes issue 1945).
 """
 
 from __future__ import annotations
