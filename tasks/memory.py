@@ -199,9 +199,9 @@ def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gp
 def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:
     """Bytes of a run by cause."""
     sizes = [rows * columns for rows, columns in shapes.linear.values()]
-    whole = _packed(spec, sum(sizes), step) + shapes.other_parameters * step.width
+    weights = _packed(spec, sum(sizes), step) + shapes.other_parameters * step.width
     shared = spec.resources.shard_base and may_share_base(spec)
-    causes = _shared_weights(spec, shapes, step) if shared else {"weights": whole}
+    causes = _shared_weights(spec, shapes, step) if shared else {"weights": weights}
     if spec.base.quantization == "nf4":
         causes["dequantised layer"] = max(sizes, default=0) * step.width
     own_width = step.width if spec.method.name == "full" else 4  # a full run trains the weights as they are held
@@ -221,7 +221,7 @@ def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> di
         causes["fragmentation"] = (causes["activations"] + causes["outputs"]) // 10
     if shared:  # it is loaded whole: once on each card, or by one process after another in the host's memory
         others = 0 if step.on_gpu else spec.resources.processes - 1
-        loading = (whole + others * causes["weights"]) // (others + 1)
+        loading = (weights + others * causes["weights"]) // (others + 1)
         causes["loading"] = max(0, loading - sum(causes.values()))
     return causes
 

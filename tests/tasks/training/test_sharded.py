@@ -13,7 +13,9 @@ from gloo_team import run_shares
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tasks.memory import plan_memory, read_shapes
+from tasks.architecture import shapes_of_config
+from tasks.memory import MemoryPlan, plan_memory, read_shapes
+from tasks.planning import fitted
 from tasks.specs import AdapterSpec, MethodSpec, ResourceSpec
 from tasks.training.base import load_base
 from tasks.training.checkpoint import Checkpoints
@@ -181,3 +183,25 @@ def test_the_plan_of_a_shared_base_counts_what_a_process_keeps(deep_base: Path, 
     assert whole["weights"] - shared["weights"] == pytest.approx(packed * 3 / 4, rel=0.02)
     assert shared["gathered block"] == pytest.approx(packed / LAYERS, rel=0.02)
     assert all(shared[cause] == size for cause, size in whole.items() if cause != "weights")
+
+
+def test_a_run_that_fits_once_its_base_is_shared_is_told_so(make_spec: Make) -> None:
+    """Four processes in a host's memory, of which each may take three fifths of a 7B base in bfloat16."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    shapes = shapes_of_config({"model_type": "llama", "vocab_size": 32000, **sizes})
+    spec = make_spec("generation", Path("/base"), quantization="none", micro_batch=1)
+    spec = spec.model_copy(update={"resources": ResourceSpec(device="cpu", processes=4)})
+
+    def plan(asked: AdapterSpec) -> MemoryPlan:
+        room = shapes.parameters * 2 * 3 // 5
+        return plan_memory(asked, shapes, available_bytes=room, longest_tokens=64, on_gpu=False, half=True)
+
+    assert not plan(spec).fits
+    assert "resources.shard_base: true" in plan(spec).remedies
+    changes = fitted(spec, plan)
+    assert changes["resources.shard_base"] is True
+    shared = plan(spec.model_copy(update={"resources": spec.resources.model_copy(update={"shard_base": True})}))
+    whole = plan(spec).causes["weights"]
+    assert shared.peak_bytes >= (whole + 3 * shared.causes["weights"]) // 4  # while it is loaded
+    one_by_one = spec.model_copy(update={"method": MethodSpec(name="dora")})
+    assert not any("shard_base" in remedy for remedy in plan(one_by_one).remedies)
