@@ -75,7 +75,7 @@ def _layer_bytes(config: Mapping[str, Any], step: Step) -> int:
         return kept + 4 * inner * width  # gate, its activation, up, their product
     heads = int(config.get("num_attention_heads", 12))
     kept += 2 * inner * width
-    kept += 2 * 2 * hidden * 4 if config.get("hidden_dropout_prob", 0.1) else 0  # two masks and what they gave
+    kept += 2 * hidden * 4 if config.get("hidden_dropout_prob", 0.1) else 0  # two masks
     kept += 3 * heads * step.tokens * 4 if config.get("attention_probs_dropout_prob", 0.1) else 0  # no kernel drops out
     return kept
 
@@ -99,8 +99,8 @@ def _adapter_bytes(spec: AdapterSpec, step: Step) -> int:
 
 
 def _output_bytes(spec: AdapterSpec, config: Mapping[str, Any], step: Step) -> int:
-    """Logits, their logarithms in float32 and the gradient of either, where something is learned."""
+    """Logarithms of the shares in float32, and the gradients of these and of the logits, where something is learned."""
     if spec.kind == "classification":
         return 0
     positions = step.rows * (step.tokens if METHODS[spec.method.name].not_for_classes else step.answers)
-    return positions * int(config.get("vocab_size", 32_000)) * (10 if step.half else 8)
+    return positions * int(config.get("vocab_size", 32_000)) * 12
