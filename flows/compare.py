@@ -21,6 +21,7 @@ from tasks.errors import Problem, SpecRefused, raise_if_any
 from tasks.methods.catalogue import METHODS, refusal_of
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec, MethodSpec
+from tasks.specs.adapter import WANT_THE_WHOLE_BASE
 
 TIMED_ROWS = 32
 NOTE = """95 % intervals on the test rows; peak memory above what was held when training began; forgotten: nats per
@@ -118,6 +119,9 @@ def refuse_impossible(settings: list[AdapterSpec]) -> None:
         narrowed = each.method.targets != "all-linear" or each.method.layers is not None
         if why := refusal_of(each.method.name, each.base.quantization, each.kind, narrowed):
             found[each.method.name] = Problem("E-SPEC-042", f"methods: {each.method.name}", why, "leave it out")
+        if each.resources.shard_base and (wants := WANT_THE_WHOLE_BASE.get(each.method.name)):
+            remedy = "leave it out, or set resources.shard_base: false"
+            found[each.method.name] = Problem("E-SPEC-042", f"methods: {each.method.name}", wants, remedy)
     raise_if_any(SpecRefused, found.values())
 
 

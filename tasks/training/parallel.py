@@ -58,9 +58,11 @@ def train_in_processes(
     This process's machine is the first node; what the others must run is said.
 
     Raises:
+        SpecRefused: there are fewer GPUs than processes, or no folder that the nodes share.
         FactoryError: what the processes raised.
         DependencyDown: they ended without a result and without a word.
     """
+    _refuse_too_few_gpus(spec)
     hear: dict[str, Callable[[dict[str, Any]], None]] = {
         "step": lambda told: on_step(Step(**told)),
         "look": lambda told: on_look(Look(**told)),
@@ -117,6 +119,20 @@ def write_job(
         "checkpoints": [str(checkpoints.folder), checkpoints.run] if checkpoints else None,
     }
     _write(job / JOB, told)
+
+
+def _refuse_too_few_gpus(spec: AdapterSpec) -> None:
+    """
+    Raises:
+        SpecRefused: two processes would have to share a GPU.
+    """
+    import torch
+
+    if spec.resources.device == "cpu" or not torch.cuda.is_available():
+        return
+    if (there := torch.cuda.device_count()) < spec.resources.processes:
+        wrong = f"{spec.resources.processes} processes were asked for, {there} GPUs are there"
+        raise SpecRefused.one("E-SPEC-047", "resources.processes", wrong, f"set it to {there}, or device: cpu")
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def _all_linear(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | Non
 
 
 def _magnitudes(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:
-    return {"method.name": "dora"} if now.method.name == "lora" else None
+    return {"method.name": "dora"} if now.method.name == "lora" and not now.resources.shard_base else None
 
 
 def _hold_back(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:

@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from flows.compare import refuse_impossible
+from tasks.errors import SpecRefused
+from tasks.specs import AdapterSpec, MethodSpec
+
 
 def test_every_method_and_rank_has_a_row_and_nothing_is_registered(factory: Any, desk: Any) -> None:
     spec = factory.spec(desk["tone"], "compared", training__steps=3, method__alpha=12.0)
@@ -58,3 +62,18 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_the_first_run(
     assert said.code == 2
     assert any(line.startswith(expected) for line in said.lines)
     assert factory.litter() == []
+
+
+def test_a_method_that_needs_the_whole_base_is_not_compared_on_a_shared_one() -> None:
+    tree = {
+        "task": "tone",
+        "kind": "generation",
+        "base": {"model": "/base"},
+        "data": {"source": "/rows.jsonl", "prompt": "{a}", "completion": "{b}"},
+        "resources": {"processes": 2, "shard_base": True},
+    }
+    lora = AdapterSpec.model_validate(tree)
+    refuse_impossible([lora])
+    dora = lora.model_copy(update={"method": MethodSpec(name="dora")})
+    with pytest.raises(SpecRefused, match=r"E-SPEC-042 methods: dora: starts from every weight of the base at once"):
+        refuse_impossible([lora, dora])

@@ -172,3 +172,14 @@ def test_a_node_that_has_nothing_to_join_says_so(tiny_base: Path, tmp_path: Path
     write_job(tmp_path, shared(make_spec("generation", tiny_base), nodes=2, meet_at="127.0.0.1:29400"), [], [])
     with pytest.raises(SpecRefused, match=r"E-TRAIN-008 triage: has no node 2, but 1 to 1 beside the first"):
         join(tmp_path, 2)
+
+
+def test_two_processes_are_not_put_on_one_gpu(
+    tiny_base: Path, tmp_path: Path, make_spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    spec = make_spec("generation", tiny_base)
+    spec = spec.model_copy(update={"resources": ResourceSpec(processes=2)})
+    with pytest.raises(SpecRefused, match=r"E-SPEC-047 .*2 processes were asked for, 1 GPUs are there"):
+        train_in_processes(spec, [], [], tmp_path / "no")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tasks.specs import AdapterSpec, MethodSpec
+from tasks.specs import AdapterSpec, MethodSpec, ResourceSpec
 from tasks.training.diagnosis import Finding
 from tasks.training.repair import CHANGES, next_repair
 
@@ -78,6 +78,16 @@ def test_a_change_that_does_not_fit_is_passed_over(asked: AdapterSpec) -> None:
     repair = next_repair(asked, asked, [finding("did not move")], [asked], fits=steady)
     assert repair is not None
     assert differing(asked, repair.spec) == {"method.targets"}
+
+
+def test_a_run_whose_base_is_shared_is_not_given_a_method_that_needs_it_whole(asked: AdapterSpec) -> None:
+    shared = asked.model_copy(update={"resources": ResourceSpec(processes=2, shard_base=True)})
+    for spec, expected in ((asked, True), (shared, False)):
+        tried, methods = [spec], set()
+        while repair := next_repair(spec, spec, [finding("rank too low")], tried):
+            tried.append(repair.spec)
+            methods.add(repair.spec.method.name)
+        assert ("dora" in methods) is expected
 
 
 def test_a_healthy_run_is_left_alone(asked: AdapterSpec) -> None:
