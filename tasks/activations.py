@@ -89,7 +89,7 @@ def _adapter_bytes(spec: AdapterSpec, step: Step) -> int:
     row, drops = METHODS[spec.method.name], bool(spec.method.dropout)
     if not row.is_low_rank:
         return 0
-    columns = spec.method.rank * step.modules * step.width
+    columns = row.rank_while_training(spec.method.rank) * step.modules * step.width
     if not step.on_gpu and spec.method.name != "dora":
         return columns + step.inputs * drops
     copied = step.width if drops or step.half else 0

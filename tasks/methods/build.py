@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
+from tasks.methods.allocation import as_lora, is_allocated
 from tasks.methods.catalogue import EXTRA, METHODS, TRAINED, Method
 from tasks.methods.own import FAMILY, OwnMethod, own_method, settings_of
 from tasks.specs import MethodSpec
@@ -117,6 +118,10 @@ def _config(base: Base, method: MethodSpec, row: Method, modules: list[str], hea
         return peft.VeraConfig(r=method.rank, vera_dropout=method.dropout, **common, **row.config)
     if row.family == "IA3":
         return peft.IA3Config(**common, **row.config)
+    if row.family == "ADALORA":  # the schedule is set when the steps are known, see tasks.methods.allocation
+        common |= {"target_r": method.rank, "init_r": row.rank_while_training(method.rank), "total_step": 1}
+        common |= {"lora_alpha": method.alpha_value, "lora_dropout": method.dropout}
+        return peft.AdaLoraConfig(**common)
     return peft.LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha_value,  # type: ignore[arg-type]
@@ -240,8 +245,13 @@ def write_adapter(model: Any, folder: Path, base_name: str) -> None:
         told = {**model.settings, "base_model_name_or_path": base_name}
         (folder / ADAPTER_FILES[0]).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
+    if is_allocated(model):
+        config, weights = as_lora(model)
+        config.save_pretrained(str(folder))
+        save_file(weights, folder / ADAPTER_FILES[1], metadata={"format": "pt"})
+    else:
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
     path = folder / ADAPTER_FILES[0]
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name

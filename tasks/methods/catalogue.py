@@ -24,6 +24,7 @@ class Method:
         update: the exact weight update, or "" where there is none to add.
         parameters: trainable parameters from (shapes of the adapted modules, rank), and `formula` in words.
         rank_means: what `method.rank` stands for; "" where the method has no such number.
+        rank_while_training: rows of A that a run of this `method.rank` holds.
         scale_exponent: p in s = alpha / r**p, for the LoRA family.
         not_on_nf4: why it cannot train on a 4-bit base; "" if it can.
         not_for_classes: why it cannot serve a classification head; "" if it can.
@@ -42,6 +43,7 @@ class Method:
     formula: str = "r (d_in + d_out) per module"
     parameters: Callable[[Shapes, int], int] = lambda shapes, rank: sum(rank * (o + i) for o, i in shapes.values())
     rank_means: str = "rank of the update"
+    rank_while_training: Callable[[int], int] = lambda rank: rank
     scale_exponent: float = 1.0
     not_on_nf4: str = ""
     not_for_classes: str = ""
@@ -59,7 +61,11 @@ class Method:
 
     @property
     def is_low_rank(self) -> bool:
-        return self.family == "LORA"
+        return self.family in ("LORA", "ADALORA")
+
+
+def _half_more(rank: int) -> int:
+    return -(-3 * rank // 2)
 
 
 def _fixed(**config: Any) -> Mapping[str, Any]:
@@ -116,6 +122,18 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 paper="Paischer et al. 2024, arXiv:2410.07170",
                 update="dW = (alpha / r) B A",
                 reads_rows_first=True,
+            ),
+            Method(
+                name="adalora",
+                title="singular values that are dropped while it trains: modules end with ranks of their own, as plain "
+                "LoRA",
+                paper="Zhang et al. 2023, arXiv:2303.10512",
+                update="dW = (alpha / r0) B diag(E) A",
+                family="ADALORA",
+                formula="r0 (d_in + d_out + 1) per module, r0 = ceil(3 r / 2)",
+                parameters=lambda shapes, rank: sum(_half_more(rank) * (o + i + 1) for o, i in shapes.values()),
+                rank_means="mean rank of the modules at the end; each starts with r0",
+                rank_while_training=_half_more,
             ),
             Method(
                 name="vera",
@@ -217,13 +235,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                 mergeable=False,
             ),
             Method(
-                name="adalora",
-                title="singular values that are dropped while it trains, so that modules end with ranks of their own",
-                paper="Zhang et al. 2023, arXiv:2303.10512",
-                refused="PEFT keeps its running importances outside weights and optimiser, so that a resumed run would "
-                "end with other bytes; train lora at a larger rank and cut it with `factory trim ADAPTER`",
-            ),
-            Method(
                 name="corda",
                 title="LoRA that starts at directions of the base that training rows single out",
                 paper="Yang et al. 2024, arXiv:2406.05223",
@@ -246,7 +257,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 TRAINED = tuple(name for name, row in METHODS.items() if not row.refused)
 LORA_METHODS: Mapping[str, Method] = MappingProxyType(
-    {name: METHODS[name] for name in TRAINED if METHODS[name].is_low_rank}
+    {name: METHODS[name] for name in TRAINED if METHODS[name].family == "LORA"}
 )
 
 

@@ -31,17 +31,23 @@ class Look:
 
 @dataclass(frozen=True)
 class Curve:
-    """All that a run showed, in order of steps. `start_loss` is the validation loss before the first one."""
+    """All that a run showed, in order of steps.
+
+    Attributes:
+        start_loss: the validation loss before the first step.
+        kept_from: the first step whose adapter may be kept; a method that cuts ranks has not cut enough before.
+    """
 
     steps: tuple[Step, ...]
     looks: tuple[Look, ...]
     planned_steps: int
     start_loss: float | None = None
+    kept_from: int = 0
 
     @property
     def best(self) -> Look | None:
-        """The look with the lowest validation loss, the first of equals."""
-        numbers = [look for look in self.looks if not math.isnan(look.loss)]
+        """The look with the lowest validation loss of those that may be kept, the first of equals."""
+        numbers = [look for look in self.looks if not math.isnan(look.loss) and look.step >= self.kept_from]
         return min(numbers, key=lambda look: (look.loss, look.step), default=None)
 
     def as_dict(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tasks.data.examples import Example
 from tasks.errors import SpecRefused
+from tasks.methods.allocation import Allocation, is_allocated
 from tasks.methods.build import attached, fresh_adapter, train_only_what_it_says, write_adapter
 from tasks.methods.catalogue import METHODS
 from tasks.methods.principal import start_at_principal_inputs
@@ -125,6 +126,8 @@ def train_adapter(
         rate = spec.training.learning_rate * (spec.retrain.rate_factor if start else 1.0)
         optimizer = optimizer_of(model, spec.training, base, rate, METHODS[spec.method.name].b_rate)
         rates = [group["lr"] for group in optimizer.param_groups]
+        allocation = Allocation(model, len(batches)) if is_allocated(model) else None
+        kept_from = allocation.settled_from if allocation else 0
         anchor = Anchor(optimizer, spec.retrain.pull) if start and spec.retrain.pull else None
         answer = answer_logits_of(base, model, rows[:2])
         look_at = {round((i + 1) * len(batches) / spec.training.validations) for i in range(spec.training.validations)}
@@ -146,7 +149,7 @@ def train_adapter(
             state.start_loss = reading(state)[0] if held_out else None
             state.note_chance(base.device)
         else:
-            state = RunState.unpacked(saved, model, optimizer)
+            state = RunState.unpacked(saved, model, optimizer, allocation)
             say(f"  resumed from step {state.step} of {len(batches)} (verified)")
         began -= state.seconds
         written_at = clock()
@@ -154,7 +157,7 @@ def train_adapter(
         def write() -> None:
             nonlocal written_at
             if checkpoints and team.leads:
-                checkpoints.save(state.step, *state.packed(model, optimizer))
+                checkpoints.save(state.step, *state.packed(model, optimizer, allocation))
             written_at = clock()
 
         def look() -> None:
@@ -164,7 +167,7 @@ def train_adapter(
             seen = Look(state.step, *reading(state))
             state.looks.append(seen)
             on_look(seen)
-            if seen.loss < state.lowest:
+            if seen.loss < state.lowest and seen.step >= kept_from:
                 state.lowest = seen.loss
                 state.best = {n: p.detach().to("cpu", copy=True) for n, p in trained_tensors(model)}
 
@@ -197,6 +200,8 @@ def train_adapter(
                 write()
                 raise _stopped(spec.task, state.step, len(batches), checkpoints is not None)
             team.add_up_gradients(trainable)
+            if allocation:
+                allocation.add_orthogonality()
             loss, width = team.summed(loss, width)
             norm = float(nn.utils.clip_grad_norm_(trainable, spec.training.max_grad_norm))
             state.seconds = clock() - began
@@ -205,6 +210,8 @@ def train_adapter(
                 optimizer.step()
                 if anchor:
                     anchor.draw_back()
+                if allocation:
+                    allocation.after(number)
             optimizer.zero_grad(set_to_none=True)
             state.note_chance(base.device)
             state.step, state.tokens, state.padded = number, state.tokens + seen, state.padded + round(width)
@@ -230,7 +237,7 @@ def train_adapter(
     seconds = clock() - began
     return Trained(
         folder=folder,
-        curve=Curve(tuple(state.steps), tuple(state.looks), len(batches), state.start_loss),
+        curve=Curve(tuple(state.steps), tuple(state.looks), len(batches), state.start_loss, kept_from),
         trainable_parameters=count,
         seconds=seconds,
         tokens_per_second=state.tokens / max(seconds, 1e-9),

@@ -32,9 +32,9 @@ def compute_in_few_passes(model: nn.Module) -> int:
         if isinstance(module, LoraLayer)
         and list(module.lora_A) == module.active_adapters == ["default"]
         and not module.lora_variant
-        and isinstance(module.lora_A["default"], nn.Linear)
-        and module.lora_B["default"].bias is None
-        and module.lora_A["default"].weight.device.type == "cpu"
+        and isinstance(module.lora_A["default"], nn.Linear | nn.Parameter)
+        and getattr(module.lora_B["default"], "bias", None) is None
+        and next(module.lora_A.parameters()).device.type == "cpu"
     ]
     for module in plain:
         module.forward = partial(_forward, module)
@@ -44,8 +44,15 @@ def compute_in_few_passes(model: nn.Module) -> int:
 def _forward(layer: Any, x: Tensor) -> Tensor:
     dropout = layer.lora_dropout["default"]
     share = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
-    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return LowRankUpdate.apply(x, layer.base_layer(x), down, up, layer.scaling["default"], share)
+    return LowRankUpdate.apply(x, layer.base_layer(x), *_factors(layer), share)
+
+
+def _factors(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """(A, B, scale); AdaLoRA's singular values stand in A."""
+    A, B, scale = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
+    if isinstance(A, nn.Parameter):
+        return A * layer.lora_E["default"], B, scale / (float(layer.ranknum["default"]) + 1e-5)
+    return A.weight, B.weight, scale
 
 
 class LowRankUpdate(Function):

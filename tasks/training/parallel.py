@@ -99,7 +99,7 @@ def train_in_processes(
         shutil.copytree(job / ADAPTER, folder, dirs_exist_ok=True)
     curve = done.pop("curve")
     steps, looks = tuple(Step(**s) for s in curve["steps"]), tuple(Look(**look) for look in curve["looks"])
-    return Trained(folder, Curve(steps, looks, curve["planned_steps"], curve["start_loss"]), **done)
+    return Trained(folder, Curve(**curve | {"steps": steps, "looks": looks}), **done)
 
 
 def write_job(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.methods.allocation import Allocation
 from tasks.training.checkpoint import Checkpoint
 from tasks.training.curve import Look, Step
 
@@ -49,7 +50,9 @@ class RunState:
         if device.type == "cuda":
             torch.cuda.set_rng_state(self.random["cuda"], device)
 
-    def packed(self, model: Any, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def packed(
+        self, model: Any, optimizer: torch.optim.Optimizer, allocation: Allocation | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The run as (JSON values, tensors)."""
         plain = {name: getattr(self, name) for name in ("step", "start_loss", "tokens", "padded", "seconds")}
         plain |= {"micro_batch": self.micro_batch, "lowest": None if math.isinf(self.lowest) else self.lowest}
@@ -59,6 +62,8 @@ class RunState:
         tensors |= {f"random/{name}": tensor for name, tensor in self.random.items()}
         if self.probe is not None:
             tensors["probe/answers"] = self.probe
+        if allocation is not None:
+            tensors |= {f"allocation/{name}": tensor for name, tensor in allocation.state().items()}
         leaves = dict(_leaves(optimizer.state_dict()["state"]))
         tensors |= {f"optimizer/{path}": value for path, value in leaves.items() if isinstance(value, Tensor)}
         scalars = {path: value for path, value in leaves.items() if not isinstance(value, Tensor)}
@@ -66,8 +71,10 @@ class RunState:
         return {**plain, "optimizer": scalars}, apart
 
     @classmethod
-    def unpacked(cls, saved: Checkpoint, model: Any, optimizer: torch.optim.Optimizer) -> RunState:
-        """The run of a checkpoint; model and optimiser are set to what they were."""
+    def unpacked(
+        cls, saved: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, allocation: Allocation | None = None
+    ) -> RunState:
+        """The run of a checkpoint; model, optimiser and allocation are set to what they were."""
         plain, sections = dict(saved.state), _sections(saved.tensors)
         with torch.no_grad():
             for name, parameter in trained_tensors(model):
@@ -75,6 +82,8 @@ class RunState:
         entries = _tree({**plain.pop("optimizer"), **sections.get("optimizer", {})})
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": {int(i): found for i, found in entries.items()}, "param_groups": groups})
+        if allocation is not None:
+            allocation.restore(sections.get("allocation", {}))
         plain["steps"] = [Step(**step) for step in plain["steps"]]
         plain["looks"] = [Look(**look) for look in plain["looks"]]
         plain["lowest"] = math.inf if plain["lowest"] is None else plain["lowest"]

@@ -18,7 +18,7 @@ from tasks.training.loop import train_adapter
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "prefix"])
+@pytest.mark.parametrize("name", ["bottleneck", "prefix", "prompt", "ptuning"])
 def test_a_fresh_process_says_what_this_one_says(
     name: str, tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
 ) -> None:

@@ -21,8 +21,8 @@ from tasks.training.loop import Trained, _readings, train_adapter
 LABELS = ("card", "loan", "theft")
 Make = Callable[..., Any]
 RATES = {"ia3": 3e-2, "layernorm": 1e-2, "prefix": 3e-2, "prompt": 3e-2, "ptuning": 1e-2, "vera": 3e-2, "full": 2e-3}
-RATES |= {"bitfit": 1e-2, "loraplus": 1e-3}
-SLOWER = {"full": 1e-3, "vera": 1e-2, "ia3": 1e-2, "loraplus": 5e-4, "layernorm": 1e-2, "bitfit": 1e-2}
+RATES |= {"bitfit": 1e-2, "loraplus": 1e-3, "adalora": 3e-2}
+SLOWER = {"adalora": 3e-2, "full": 1e-3, "vera": 1e-2, "ia3": 1e-2, "loraplus": 5e-4, "layernorm": 1e-2, "bitfit": 1e-2}
 BIASED = "tiny_encoder"  # the tiny Llama has no biases
 
 
@@ -266,6 +266,7 @@ def test_the_table_names_each_family_that_it_builds() -> None:
     assert {row.family for row in METHODS.values()} == {
         EXTRA,
         "LORA",
+        "ADALORA",
         "VERA",
         "IA3",
         "PREFIX_TUNING",

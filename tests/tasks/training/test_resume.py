@@ -80,6 +80,21 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_and_curve(
     assert again.change == whole.change > 0
 
 
+@pytest.mark.parametrize("step", [2, 5])  # while ranks are cut, and after the last cut
+def test_a_stopped_run_that_cuts_ranks_goes_on_to_the_same_ranks_and_bytes(
+    step: int, asked: Any, make_rows: Make, tmp_path: Path
+) -> None:
+    method = MethodSpec(name="adalora", rank=2, dropout=0.3)
+    spec, rows = asked("generation", "tiny_base", method=method), make_rows("generation", 32)
+    whole = run(spec, rows, tmp_path / "whole")
+    kept = Checkpoints(tmp_path / "kept", "a run")
+    with pytest.raises(Stopped):
+        run(spec, rows, tmp_path / "never", checkpoints=kept, stop=stopping_after(step))
+    again = run(spec, rows, tmp_path / "again", checkpoints=Checkpoints(tmp_path / "kept", "a run"))
+    assert digests(tmp_path / "again") == digests(tmp_path / "whole")
+    assert curve_of(again) == curve_of(whole)
+
+
 def test_stopped_at_every_step_it_still_ends_the_same(asked: Any, make_rows: Make, tmp_path: Path) -> None:
     spec, rows = asked("generation", "tiny_base", micro_batch=2), make_rows("generation", 32)
     run(spec, rows, tmp_path / "whole")
