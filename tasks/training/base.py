@@ -22,6 +22,7 @@ from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import BaseSpec, MethodSpec
 from tasks.training.attention import use_float32_attention
 from tasks.training.folder import first_line, local_folder
+from tasks.training.fused import use_fused_kernels
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch
     _keep_quantized_weights_fixed(model)
     model.requires_grad_(False)
     model.eval()
+    if told := use_fused_kernels(model, device):
+        reason += f"; {told}"
     end_id = _end_id(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
     model.config.pad_token_id = pad_id
