@@ -10,6 +10,10 @@ ratio is that of these sizes. The last line is JSON:
 
     ratio_to_separate_processes   CPU seconds of one process per adapter over those of the fleet
     seconds_per_adapter           CPU seconds of the fleet per adapter, and of one process each
+
+`--together` asks what one step on the rows of several adapters at once could gain: CPU seconds of forward and backward
+on k b rows of one length against k times b of them, with one LoRA adapter on all. A step that sends each row through
+its own A and B costs no less, so this is a bound. `together_gain` in its JSON: k steps over the joint one, by b.
 """
 
 from __future__ import annotations
@@ -22,7 +26,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from training_throughput import ROOT, rows, spec_of
 
@@ -33,10 +40,16 @@ def main() -> int:
     parser.add_argument("--adapters", type=int, default=6)
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of each")
     parser.add_argument("--rounds", type=int, default=2, help="alternating rounds; the best of each side counts")
+    parser.add_argument("--together", action="store_true", help="bound what a joint step of several adapters gains")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="rows of one adapter's step")
     parser.add_argument("--train", nargs="+", type=int, help=argparse.SUPPRESS)  # these, in this process
     asked = parser.parse_args()
     if asked.train:
         print(json.dumps({seed: trained(asked.base, asked.steps, seed) for seed in asked.train}))
+        return 0
+    if asked.together:
+        gains = gains_together(asked.base, asked.adapters, asked.batches, asked.rounds)
+        print(json.dumps({"adapters": asked.adapters, "together_gain": gains}))
         return 0
     seeds = range(asked.adapters)
     best: dict[str, float] = {}
@@ -84,6 +97,48 @@ def trained(folder: Path, steps: int, seed: int) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         train_adapter(base, spec, rows(16 * steps, seed=100 + seed), rows(16, seed=1), Path(scratch))
         return hashlib.sha256((Path(scratch) / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def gains_together(folder: Path, adapters: int, batches: list[int], rounds: int) -> dict[int, float]:
+    """Batch size to the CPU seconds of a step per adapter over those of one step on the rows of all; medians, the two
+    sides one after the other."""
+    import torch
+
+    from tasks.methods.build import fresh_adapter
+    from tasks.training.base import load_base
+    from tasks.training.encoding import encode
+    from tasks.training.loop import _backward
+    from tasks.training.losses import answer_logits_of
+    from tasks.training.lowrank import compute_in_few_passes
+
+    torch.set_num_threads(1)
+    spec = spec_of(folder, 1, "auto")
+    base = load_base(spec.base, kind="generation")
+    found = sorted(encode(base, rows(64 * adapters, seed=7)), key=lambda row: row.length)
+    middle, gains = len(found) // 2, {}
+    with fresh_adapter(base, spec.method, 0) as model:
+        compute_in_few_passes(model)
+        answer = answer_logits_of(base, model, found[:2])
+        model.train()
+
+        def seconds(parts: list[Any]) -> float:
+            began = time.process_time()
+            for part in parts:
+                _backward(base, answer, part, None, lambda: False)
+            return time.process_time() - began
+
+        print(f"{'rows of each':>14}{'k steps, s':>12}{'one step, s':>13}{'gain':>8}")
+        for size in batches:
+            wide = found[middle - size * adapters // 2 :][: size * adapters]
+            parts, sides = [wide[i::adapters] for i in range(adapters)], []
+            for number in range(rounds + 1):
+                sides.append((seconds(parts), seconds([wide])))
+                if not number:
+                    sides.clear()  # the first is slower, whatever it is
+            apart, joint = median(one for one, _ in sides), median(other for _, other in sides)
+            gains[size] = round(median(one / other for one, other in sides), 3)
+            print(f"{size:>14}{apart:>12.4f}{joint:>13.4f}{gains[size]:>8.2f}", flush=True)
+    return gains
 
 
 if __name__ == "__main__":
