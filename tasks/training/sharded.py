@@ -84,6 +84,10 @@ def shard(model: nn.Module, team: Team) -> None:
     if not any(found.values()):
         remedy = "set resources.shard_base: false"
         raise SpecRefused.one("E-SPEC-045", "resources.shard_base", "the base has no list of layers", remedy)
+    shared = {id(module.weight) for modules in found.values() for module in modules}
+    for parameter in model.parameters():
+        if id(parameter) not in shared:  # it may be a view of a mapped file, which would stay in memory behind it
+            parameter.data = parameter.data.clone()
     passage = Passage()
     for block, modules in found.items():
         if modules:

@@ -18,8 +18,8 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(LIBRARIES)
 
 
-def run_shares(job: Path, size: int, *, stop_at: int = 0) -> list[int]:
-    """A job in so many processes: bytes of all tensors that each holds at the end.
+def run_shares(job: Path, size: int, *, stop_at: int = 0) -> list[dict[str, Any]]:
+    """A job in so many processes: what each holds at the end, bytes of all `tensors` and the files that are `mapped`.
 
     Args:
         stop_at: SIGTERM comes to the first process after this step; 0 for never.
@@ -50,7 +50,7 @@ def _share(job: Path, rank: int, size: int, port: int, stop_at: int) -> None:
     try:
         parallel.run_share(job)
     finally:
-        (job / f"held-{rank}").write_text(json.dumps(held_bytes()))
+        (job / f"held-{rank}").write_text(json.dumps({"tensors": held_bytes(), "mapped": mapped_files()}))
 
 
 def held_bytes() -> int:
@@ -62,3 +62,9 @@ def held_bytes() -> int:
         warnings.simplefilter("ignore")
         storages = [found.untyped_storage() for found in gc.get_objects() if isinstance(found, torch.Tensor)]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def mapped_files() -> list[str]:
+    """Files that are part of this process's memory."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({line.split(maxsplit=5)[5] for line in maps if "/" in line})

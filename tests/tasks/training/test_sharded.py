@@ -54,6 +54,19 @@ def done(job: Path) -> dict[str, Any]:
     return found
 
 
+def packed_bytes(spec: AdapterSpec) -> int:
+    """Bytes of the weights and scales of all linear layers, of the loaded base."""
+    weights: Any = [
+        m.weight
+        for m in load_base(spec.base, kind="generation").model.model.layers.modules()
+        if hasattr(m, "in_features")
+    ]
+    return sum(
+        weight.nbytes + (weight.quant_state.absmax.nbytes if hasattr(weight, "quant_state") else 0)
+        for weight in weights
+    )
+
+
 def assert_same_adapter(one: Path, other: Path) -> None:
     first, second = (load_file(folder / WEIGHTS) for folder in (one, other))
     assert first.keys() == second.keys()
@@ -112,21 +125,21 @@ def test_methods_that_need_no_whole_base_train_on_a_shared_one(
     assert_same_adapter(tmp_path / "alone", job / "adapter")
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_each_process_keeps_its_part_of_the_layers_and_one_of_them_whole(
-    deep_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+    quantization: str, deep_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
 ) -> None:
-    spec = make_spec("generation", deep_base, steps=2)
+    spec = make_spec("generation", deep_base, steps=2, quantization=quantization, compute_dtype="float32")
     rows = make_rows("generation", 16)
     held = {}
     for name, resources in {"whole": SHARED.model_copy(update={"shard_base": False}), "shared": SHARED}.items():
         job = job_of(tmp_path / name, spec.model_copy(update={"resources": resources}), rows, [])
         held[name] = run_shares(job, 2)
-    layers = [
-        m for m in load_base(spec.base, kind="generation").model.model.layers.modules() if hasattr(m, "quant_state")
-    ]
-    packed = sum(layer.weight.nbytes + layer.weight.quant_state.absmax.nbytes for layer in layers)
     for whole, shared in zip(held["whole"], held["shared"], strict=True):
-        assert whole - shared == pytest.approx(packed * (1 - 1 / 2 - 1 / LAYERS), rel=0.02)
+        assert whole["tensors"] - shared["tensors"] == pytest.approx(
+            packed_bytes(spec) * (1 - 1 / 2 - 1 / LAYERS), rel=0.02
+        )
+        assert not [path for path in shared["mapped"] if path.startswith(str(deep_base))]
 
 
 def test_a_shared_run_that_was_told_to_stop_goes_on_and_ends_with_the_same_bytes(
@@ -176,9 +189,7 @@ def test_the_plan_of_a_shared_base_counts_what_a_process_keeps(deep_base: Path, 
         assert plan.peak_bytes == sum(plan.causes.values())
         return dict(plan.causes)
 
-    base = load_base(make_spec("generation", deep_base).base, kind="generation")
-    layers = [m for m in base.model.model.layers.modules() if hasattr(m, "quant_state")]
-    packed = sum(layer.weight.nbytes + layer.weight.quant_state.absmax.nbytes for layer in layers)
+    packed = packed_bytes(make_spec("generation", deep_base, compute_dtype="float32"))
     whole, shared = causes(processes=4), causes(processes=4, shard_base=True)
     assert whole["weights"] - shared["weights"] == pytest.approx(packed * 3 / 4, rel=0.02)
     assert shared["gathered block"] == pytest.approx(packed / LAYERS, rel=0.02)
