@@ -177,14 +177,14 @@ def _majority(stacks: Iterable[Stack], ask: Ask, vote: Vote) -> float:
 
 
 def _dropped(
-    stack: Stack, ask: Ask, block: slice, deltas: list[Tensor], chances: Sequence[Tensor | float] | None = None
+    stack: Stack, ask: Ask, block: slice, deltas: Iterable[Tensor], chances: Sequence[Tensor | float] | None = None
 ) -> list[Tensor]:
     import torch
 
     columns = stack.shape[1]
     start, entries = block.start * columns, (block.stop - block.start) * columns
     found = []
-    for delta, stream, chance in zip(deltas, stack.streams, chances or [ask.density] * len(deltas), strict=True):
+    for delta, stream, chance in zip(deltas, stack.streams, chances or [ask.density] * len(stack.streams), strict=True):
         by_entry = chance if isinstance(chance, float) else chance.numpy().reshape(-1)
         keep = torch.from_numpy(drawn(ask.seed, stream, start, entries, by_entry)).reshape(delta.shape)
         found.append(drop(delta, keep, chance))

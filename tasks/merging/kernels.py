@@ -30,8 +30,22 @@ def compiled() -> Any:
     return loops
 
 
+def band(values: np.ndarray, low: Any, high: Any, inside: np.ndarray, held: int) -> tuple[int, int]:
+    """How many magnitudes reach `high`, and how many are held once those in [low, high) are put behind the first `held`
+    of `inside`."""
+    loops = compiled()
+    if loops is not None:
+        above, held = loops.band(values, low, high, inside, held)
+        return above, held
+    magnitudes = np.abs(values)
+    over = magnitudes >= high
+    found = magnitudes[(magnitudes >= low) & ~over]
+    inside[held : held + found.size] = found
+    return int(np.count_nonzero(over)), held + found.size
+
+
 def trimmed_consensus(
-    deltas: Sequence[Tensor],
+    deltas: Tensor,
     thresholds: Sequence[float],
     weights: Sequence[float],
     *,
@@ -39,15 +53,20 @@ def trimmed_consensus(
     divisor: Divisor,
     draw: float,
 ) -> Tensor:
-    """Trim, elect and agree on one row block per model, float32."""
+    """Trim, elect and agree on a row block of each model, float32 (models, rows, in)."""
     loops = compiled()
     if loops is None:
-        return disjoint_merge(trim(deltas, thresholds), weights, vote=vote, divisor=divisor, draw=draw)
+        return disjoint_merge(trim(list(deltas), thresholds), weights, vote=vote, divisor=divisor, draw=draw)
     import torch
 
     shares = [1.0 if divisor == "count" else w if divisor == "signed_weights" else abs(w) for w in weights]
-    stacked = torch.stack(list(deltas)).numpy().reshape(len(deltas), -1)
-    merged = torch.empty(deltas[0].shape)
+    merged = torch.empty(deltas.shape[1:])
     numbers = (np.asarray(values, np.float32) for values in (thresholds, weights, shares))
-    loops.consensus(stacked, *numbers, vote == "weighted", np.float32(draw), merged.numpy().reshape(-1))
+    loops.consensus(
+        deltas.numpy().reshape(len(deltas), -1),
+        *numbers,
+        vote == "weighted",
+        np.float32(draw),
+        merged.numpy().reshape(-1),
+    )
     return merged

@@ -33,6 +33,11 @@ class LowRank:
         return self.gain is not None or self.value is not None or self.cut
 
     @property
+    def is_product(self) -> bool:
+        """Whether the change is scale * B A and nothing else."""
+        return self.magnitude is None and self.gain is None and self.value is None
+
+    @property
     def is_vector(self) -> bool:
         """Whether it replaces a parameter of one axis: a bias, or the gains of a norm."""
         return self.value is not None and self.value.dim() == 1

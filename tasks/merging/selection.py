@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.merging.algebra import magnitude_of_rank
+from tasks.merging.kernels import band
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ ERRORS = 5  # standard errors of a share in the sample that the bracket reaches 
 
 
 def kth_magnitude(rows: Callable[[slice], Tensor], shape: tuple[int, int], blocks: list[slice], kept: int) -> float:
-    """The `kept`-th largest |entry| of a matrix whose row blocks `rows` computes; infinite for kept = 0.
+    """The `kept`-th largest |entry| of a matrix whose row blocks `rows` computes, one at a time; infinite for kept = 0.
 
     Raises nothing: a small module is read at once.
     """
@@ -37,7 +38,7 @@ def kth_magnitude(rows: Callable[[slice], Tensor], shape: tuple[int, int], block
         found = _within_bracket(rows, shape, blocks, kept)
         if found is not None:
             return found
-    return magnitude_of_rank(np.concatenate([np.abs(rows(block).numpy()).reshape(-1) for block in blocks]), kept)
+    return magnitude_of_rank(np.concatenate([np.abs(_entries(rows, block)) for block in blocks]), kept)
 
 
 def _within_bracket(
@@ -46,10 +47,8 @@ def _within_bracket(
     entries = shape[0] * shape[1]
     step = max(entries // SAMPLE, int(1 / SAMPLED_SHARE)) | 1  # odd, so that it walks over all columns
     starts = (WALK * place % step for place in range(len(blocks)))  # or all blocks would be read at the same columns
-    parts = (
-        rows(block).contiguous().numpy().reshape(-1)[start::step] for block, start in zip(blocks, starts, strict=True)
-    )
-    sample = np.abs(np.concatenate(list(parts)))
+    parts = [np.abs(_entries(rows, block)[start::step]) for block, start in zip(blocks, starts, strict=True)]
+    sample = np.concatenate(parts)
     share, reach = kept / entries, math.ceil(ERRORS * math.sqrt(sample.size) / 2)
     middle = sample.size - int(share * sample.size)
     ends = (max(0, middle - reach), min(sample.size - 1, middle + reach))
@@ -58,12 +57,14 @@ def _within_bracket(
     low = sample[ends[0]] if ends[0] > 0 else np.float32(0)
     high = sample[ends[1]] if ends[1] < sample.size - 1 else np.float32(np.inf)
     above, held, room = 0, 0, 6 * reach * step
-    inside: list[np.ndarray] = []
+    inside = np.empty(room + max(block.stop - block.start for block in blocks) * shape[1], np.float32)
     for block in blocks:
-        magnitudes = np.abs(rows(block).numpy())
-        over = magnitudes >= high
-        inside.append(magnitudes[(magnitudes >= low) & ~over])
-        above, held = above + int(np.count_nonzero(over)), held + inside[-1].size
+        over, held = band(_entries(rows, block), low, high, inside, held)
+        above += over
         if held > room:
             return None
-    return magnitude_of_rank(np.concatenate(inside), kept - above) if above < kept <= above + held else None
+    return magnitude_of_rank(inside[:held], kept - above) if above < kept <= above + held else None
+
+
+def _entries(rows: Callable[[slice], Tensor], block: slice) -> np.ndarray:
+    return rows(block).contiguous().numpy().reshape(-1)

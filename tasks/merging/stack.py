@@ -13,7 +13,7 @@ from tasks.merging.selection import kth_magnitude
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.merging.vectors import Update
+    from tasks.merging.vectors import Reader, Update
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,21 @@ class Stack:
 
         return row_blocks(*self.shape)
 
-    def rows(self) -> Callable[[slice], list[Tensor]]:
-        """A function from a row range to each model's change there, float32 (rows, in)."""
-        readers = [update.rows(self.name) for update in self.updates]
-        return lambda block: [rows(block) for rows in readers]
+    def rows(self, *chosen: Update) -> Callable[[slice], Tensor]:
+        """A function from a row range to each model's change there, float32 (models, rows, in). What it gave before is
+        overwritten: memory that is asked for anew costs as much as the products that fill it."""
+        import torch
+
+        readers = [update.rows(self.name) for update in chosen or self.updates]
+        held = torch.empty(len(readers), max(block.stop - block.start for block in self.blocks()), self.shape[1])
+
+        def read(block: slice) -> Tensor:
+            found = held[:, : block.stop - block.start]
+            for reader, into in zip(readers, found, strict=True):
+                reader(block, into)
+            return found
+
+        return read
 
     @property
     def low_rank(self) -> bool:
@@ -68,7 +79,7 @@ class Stack:
     def magnitudes_of_rank(self, kept: int) -> list[float]:
         """Per parent, its `kept`-th largest magnitude in this module."""
         blocks = list(self.blocks())
-        return [kth_magnitude(update.rows(self.name), self.shape, blocks, kept) for update in self.updates]
+        return [kth_magnitude(self.rows(update), self.shape, blocks, kept) for update in self.updates]
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,8 @@ class Held:
 
     value: Tensor  # (out, in) float32
 
-    def rows(self, name: str) -> Callable[[slice], Tensor]:
-        return lambda block: self.value[block]
+    def rows(self, name: str) -> Reader:
+        return lambda block, out=None: self.value[block] if out is None else out.copy_(self.value[block])
 
     def delta(self, name: str) -> Tensor:
         return self.value

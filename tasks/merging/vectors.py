@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ BLOCK_ENTRIES = 1 << 16
 """Entries of a row block: 256 KiB in float32, so that a few parents' blocks stay in a core's second-level cache."""
 
 BIAS = ".bias"
+
+
+class Reader(Protocol):
+    """Rows of a change, in memory of their own or where they are wanted."""
+
+    def __call__(self, block: slice, out: Tensor | None = None) -> Tensor: ...
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -84,8 +91,7 @@ class Update:
     def has_factors(self, name: str) -> bool:
         """Whether the change has a low rank."""
         part = self._part(name)
-        whole = part.magnitude is not None or part.gain is not None or part.value is not None
-        return self._is_bias(name) or part.is_vector or not whole
+        return self._is_bias(name) or part.is_vector or part.is_product
 
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """(s B, A) in float64 with dW = s B A, or None where the change has no low rank (DoRA)."""
@@ -104,9 +110,17 @@ class Update:
         whole = part.gain is not None or part.value is not None
         return self.delta(name).mean(0, keepdim=True) if whole else part.A.float()
 
-    def rows(self, name: str) -> Callable[[slice], Tensor]:
-        """A function from a row range to that part of dW, float32 (rows, in)."""
+    def rows(self, name: str) -> Reader:
+        """A function from a row range to that part of dW, float32 (rows, in); written to its second argument, if there
+        is one."""
         part = self._part(name)
+        if part.is_product and not self._is_bias(name):
+            B, A = (part.scale * part.B.double()).float(), part.A.float()
+            return lambda block, out=None: torch.mm(B[block], A, out=out)
+        found = self._other_rows(name, part)
+        return lambda block, out=None: found(block) if out is None else out.copy_(found(block))
+
+    def _other_rows(self, name: str, part: LowRank) -> Callable[[slice], Tensor]:
         if self._is_bias(name):
             column = self._bias(name).float()[:, None]
             return lambda block: column[block]
@@ -116,9 +130,8 @@ class Update:
         if part.gain is not None:
             W, gain = self._weight(name), part.gain.float() - 1
             return lambda block: W[block] * (gain if part.of_inputs else gain[block, None])
+        assert part.magnitude is not None
         B, A = (part.scale * part.B.double()).float(), part.A.float()
-        if part.magnitude is None:
-            return lambda block: B[block] @ A
         W, magnitude = self._weight(name), part.magnitude.float()
         return lambda block: _dora(W[block], B[block] @ A, magnitude[block])
 

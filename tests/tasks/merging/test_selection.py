@@ -87,5 +87,24 @@ def test_the_compiled_loop_gives_the_bits_of_the_plain_one(
             thresholds = [threshold, threshold / 2, threshold]
             asked = {"vote": vote, "divisor": divisor, "draw": draw}
             plain = disjoint_merge(trim(deltas, thresholds), weights, **asked)  # type: ignore[arg-type]
-            fast = kernels.trimmed_consensus(list(deltas), thresholds, weights, **asked)  # type: ignore[arg-type]
+            fast = kernels.trimmed_consensus(deltas, thresholds, weights, **asked)  # type: ignore[arg-type]
             assert torch.equal(fast.view(torch.int32), plain.view(torch.int32))
+
+
+@pytest.mark.parametrize("entries", [1, 7, 8, 1000, 65_536])
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.6), (0.0, math.inf), (2.0, 2.0), (-1.0, 0.1)])
+def test_what_lies_in_a_band_is_counted_and_held_in_order(
+    entries: int, low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(entries).standard_normal(entries).astype(np.float32)
+    sizes = [abs(float(value)) for value in values]
+    within = [size for size in sizes if np.float32(low) <= size < np.float32(high)]
+    for plain in (False, True):
+        inside = np.full(entries + 3, -1, np.float32)
+        with monkeypatch.context() as patch:
+            if plain:
+                patch.setattr(kernels, "compiled", lambda: None)
+            above, held = kernels.band(values, np.float32(low), np.float32(high), inside, 2)
+        assert above == sum(size >= np.float32(high) for size in sizes)
+        assert (held, inside[2:held].tolist()) == (2 + len(within), within)
+        assert inside[:2].tolist() == [-1, -1]
