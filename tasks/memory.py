@@ -215,6 +215,8 @@ def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> di
         # in the host's memory; with the base's own weights, where they are what is trained, to be put back
         "best so far": 0 if step.on_gpu else trainable * own_width * (2 if whole else 1),
     }
+    if METHODS[spec.method.name].family == "ADALORA":  # each product with its gradient, its mean and its unrest
+        causes["importances"] = trainable * 12
     causes |= held(spec, shapes.config, step)
     if step.on_gpu:
         causes["cuda context"] = GIB // 2

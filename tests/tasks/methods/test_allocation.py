@@ -13,6 +13,7 @@ import torch
 from peft.tuners.adalora import AdaLoraLayer
 from safetensors.torch import load_file
 
+from tasks.memory import plan_memory, read_shapes
 from tasks.merging.apply import applied
 from tasks.merging.base import open_base
 from tasks.merging.merge import check_parents, merged_updates
@@ -147,6 +148,18 @@ def test_in_few_passes_it_computes_what_pefts_layers_compute(base: Base) -> None
     assert len(found[0]) == 1 + 3 * MODULES
     for plain, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_plan_counts_what_ranking_remembers(base: Base, tiny_base: Path, make_spec: Make) -> None:
+    spec = make_spec("generation", tiny_base, quantization="none", method=METHOD)
+    sizes: dict[str, Any] = {"available_bytes": 1 << 40, "longest_tokens": 16, "on_gpu": False, "half": False}
+    plan = plan_memory(spec, read_shapes(tiny_base), **sizes)
+    with fresh_adapter(base, METHOD, seed=1) as model:
+        model(torch.arange(4, 20)[None]).logits.sum().backward()
+        Allocation(model, 10).after(1)
+        ranks = model.base_model.rankallocator
+        held = [*ranks.ipt.values(), *ranks.exp_avg_ipt.values(), *ranks.exp_avg_unc.values()]
+    assert plan.causes["importances"] == sum(tensor.nbytes for tensor in held)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
