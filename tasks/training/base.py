@@ -6,6 +6,7 @@ NF4 (Dettmers et al. 2023, arXiv:2305.14314, section 3) through bitsandbytes, on
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from tasks.specs import BaseSpec, MethodSpec
 from tasks.training.attention import use_float32_attention
 from tasks.training.folder import first_line, local_folder
 from tasks.training.fused import use_fused_kernels
+
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,27 @@ def load_base(spec: BaseSpec, *, kind: str, labels: tuple[str, ...] = (), device
     return _load_base(spec, kind, labels, device_for(device))
 
 
+@contextmanager
+def _no_compiler() -> Iterator[None]:
+    """bitsandbytes has functions compiled that neither its CPU nor its CUDA kernels use; asking for that alone loads
+    torch's compiler, a quarter of all that there is to load. What is compiled later is compiled as ever."""
+    import torch._dynamo  # noqa: F401 (reads the variable once, for good)
+
+    before = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(NO_COMPILER)
+        if before is not None:
+            os.environ[NO_COMPILER] = before
+
+
 def load_libraries() -> Any:
     """Transformers, with what a base and an adapter need of it and of PEFT in memory: seconds, once per process."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every CPU that an optional kernel is missing
-    import peft  # noqa: F401
+    with _no_compiler():
+        import peft  # noqa: F401
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig  # noqa: F401
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from tasks.training.base import (
     load_base,
 )
 
+ROOT = Path(__file__).parents[3]
 LABELS = ("card", "loan", "theft")
 CPU = torch.device("cpu")
 
@@ -275,3 +279,18 @@ def test_threads_are_limited_inside_the_block_only() -> None:
     with cpu_threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
+
+
+def test_loading_a_base_does_not_load_a_compiler_and_leaves_it_to_who_wants_it() -> None:
+    """In a process of its own, for others have loaded it in this one."""
+    asked = (
+        "import sys, torch\n"
+        "from tasks.training.base import load_libraries\n"
+        "load_libraries()\n"
+        "import bitsandbytes, os\n"
+        "loaded = 'torch._inductor.compile_fx' in sys.modules\n"
+        "print(loaded, torch._dynamo.config.disable, os.environ.get('TORCHDYNAMO_DISABLE'))"
+    )
+    own = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, cwd=ROOT, env=own)
+    assert done.stdout.split() == ["False", "False", "None"]
