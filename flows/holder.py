@@ -18,7 +18,7 @@ def is_gone(holder: str) -> bool:
     """Whether the holder was a process of this machine that has ended. What lives elsewhere cannot be seen from here
     and is not called gone: its lease ends by the clock."""
     _, pid, room, born, _ = (holder.rsplit(":", 4) + [""] * 5)[:5]
-    return bool(room) and room == _room() and _born(int(pid)) != born
+    return bool(room) and room == _room() and _born(int(pid)) != born and not _is_hidden(int(pid))
 
 
 def _room() -> str:
@@ -35,3 +35,14 @@ def _born(pid: int) -> str:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # proc(5): fields 3 and on
         return "" if state == "Z" else fields[18]
     return ""
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether it lives and /proc does not show it: another user's, where /proc is mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except ProcessLookupError:
+        return False
+    return False

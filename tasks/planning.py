@@ -149,9 +149,9 @@ def rewritten(path: Path, changes: Mapping[str, Any]) -> str:
 
     from ruamel.yaml import YAML
 
-    yaml = YAML()  # round trip: plain values and their comments, no objects of any class
+    yaml = YAML()
     yaml.preserve_quotes = True
-    tree = yaml.load(path.read_text(encoding="utf-8"))
+    tree = yaml.load(path.read_text(encoding="utf-8"))  # round trip: values and comments, no objects of any class
     for place, value in changes.items():
         section, field = place.split(".")
         tree.setdefault(section, {})[field] = value

@@ -123,6 +123,19 @@ def test_only_a_process_that_can_be_seen_to_have_ended_is_gone():
     assert holder.myself() != holder.myself()
 
 
+def test_a_process_that_only_its_owner_may_see_is_not_gone(monkeypatch):
+    """What /proc mounted with hidepid and another user's process look like from here."""
+    host, _, room, born, one = holder.myself().rsplit(":", 4)
+    name = f"{host}:{2**22 + 1}:{room}:{born}:{one}"  # above the largest pid there is
+    assert holder.is_gone(name)
+
+    def forbidden(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(holder.os, "kill", forbidden)
+    assert not holder.is_gone(name)
+
+
 def test_a_maker_that_lives_keeps_its_turn_longer_than_its_lease(sqlite_url, sqlite_workshop, monkeypatch):
     monkeypatch.setattr(keep, "LEASE_SECONDS", 0.3)
     home, key = home_of(sqlite_url, sqlite_workshop.store.root), "a" * 64
