@@ -61,8 +61,9 @@ class Store:
         entries = manifest_of(source)
         digest = digest_of_manifest(entries)
         if self.is_whole(digest):
-            os.utime(self.root / "sha256" / digest[:2] / digest)  # it is wanted again: no sweep may take it for old
-            return digest
+            with suppress(FileNotFoundError):  # a sweep was quicker: it is stored anew
+                os.utime(self._place(digest))  # it is wanted again: no sweep may take it for old
+                return digest
         needed_bytes = sum(entry.bytes for entry in entries)
         with full_disk_says_so(self.root, needed_bytes):
             make_folders(self.root / "tmp")
@@ -96,22 +97,12 @@ class Store:
             IntegrityError: naming each file that is missing, added or different, with both hashes.
         """
         place = self._place(digest)
-        files = place / "files"
-        if not place.is_dir():
-            raise self._missing(digest)
-        before = _signature(place)
-        if before is not None and self._verified.get(digest) == before:
-            return files
         try:
-            raise_if_any(IntegrityError, _differences(place, digest))
+            return self._whole(place, digest)
         except (IntegrityError, FileNotFoundError):
-            if not place.is_dir():  # a sweep took it from under this look
+            if not place.is_dir():  # it was never here, or a sweep took it from under this look
                 raise self._missing(digest) from None
             raise
-        self._verified.pop(digest, None)
-        if before is not None and _signature(place) == before and _settled(before):
-            self._verified[digest] = before
-        return files
 
     def check(self, digest: str) -> None:
         """Hash every byte that lies in the store.
@@ -184,6 +175,16 @@ class Store:
         if shelves.is_dir():
             for shelf in sorted(shelves.iterdir()):
                 yield from sorted(place.name for place in shelf.iterdir())
+
+    def _whole(self, place: Path, digest: str) -> Path:
+        """The files, hashed unless nothing has touched them since they were."""
+        before = _signature(place)
+        if before is None or self._verified.get(digest) != before:
+            raise_if_any(IntegrityError, _differences(place, digest))
+            self._verified.pop(digest, None)
+            if before is not None and _signature(place) == before and _settled(before):
+                self._verified[digest] = before
+        return place / "files"
 
     def _missing(self, digest: str) -> IntegrityError:
         wrong, remedy = f"is not in the store {self.root}", "restore it from a backup, or train again"

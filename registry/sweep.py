@@ -75,10 +75,10 @@ def sweep(
         needed = referenced(session)
         for item in found:
             if item.kind == "object" and item.name not in needed:
-                if not store.holds(item.name) or store.age_seconds(item.name, now_seconds) <= older_seconds:
-                    continue
-                store.hide(item.name)
-                taken.append(item)
+                with suppress(FileNotFoundError):  # gone, or somebody replaces what was damaged just now
+                    if store.age_seconds(item.name, now_seconds) > older_seconds:
+                        store.hide(item.name)
+                        taken.append(item)
         failpoint("gc.before_commit")
     failpoint("gc.after_commit")
     store.erase_hidden()
@@ -92,7 +92,8 @@ def sweep(
 def _contents(folders: Sequence[Path], now_seconds: float) -> Iterator[tuple[str, float]]:
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            yield str(path), now_seconds - path.stat().st_mtime
+            with suppress(FileNotFoundError):  # whoever worked there is done
+                yield str(path), now_seconds - path.stat().st_mtime
 
 
 def _bytes_below(path: Path) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,6 +78,57 @@ def test_the_same_bytes_are_kept_once_and_nothing_is_left_behind(store, folder):
     assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*") if path.is_file()} == before
     assert list((store.root / "tmp").iterdir()) == []
     assert list(store.digests()) == [first]
+
+
+READS = ("path", "manifest", "check", "is_whole", "holds", "refuse_missing", "put")
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_an_object_that_a_sweep_takes_at_any_line_of_a_look_is_missing_or_stored_anew(
+    store, folder, read, seen_before, monkeypatch
+):
+    """Every interleaving, line by line: a tracer hides the object before line 1, 2, 3, ... of the store's own code."""
+    digest = store.put(folder)
+    monkeypatch.setattr("registry.store.SETTLED_SECONDS", 0.0)
+    for line in itertools.count(1):
+        store.put(folder)
+        looker = store if seen_before else Store(store.root)
+        if seen_before:
+            time.sleep(0.001)
+            looker.path(digest)
+        with hidden_at(line, lambda: Store(store.root).hide(digest)) as passed:
+            try:
+                said = getattr(looker, read)(folder if read == "put" else digest)
+            except IntegrityError as refusal:
+                assert refusal.problems[0].code == "E-STORE-001" and read != "put"
+            else:
+                assert read != "put" or said == digest
+        if not passed:
+            break
+    assert line > 1
+
+
+@contextmanager
+def hidden_at(line: int, act: Callable[[], object]) -> Iterator[list[int]]:
+    """Do it before the n-th line that runs in registry/store.py; says [n] when that line was reached."""
+    passed: list[int] = []
+    left = itertools.count(line, -1)
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith("registry/store.py") or passed:
+            return None
+        if event == "line" and next(left) == 1:
+            passed.append(line)
+            act()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield passed
+    finally:
+        sys.settrace(before)
 
 
 def test_files_in_memory_may_not_leave_their_folder(store):
