@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +33,11 @@ class Stale:
         return f"{self.merged} contains {self.parent}; {self.champion} is served since: merge its recipe again"
 
 
-def stale_merges(home: Home) -> tuple[Stale, ...]:
-    """Every champion that was merged from an adapter that is no longer its task's champion, in order of name."""
+def stale_merges(home: Home, names: Iterable[str] | None = None) -> tuple[Stale, ...]:
+    """Every champion, of these names or of all, that was merged from an adapter that is no longer its task's champion;
+    in order of name."""
     found = []
-    for name in home.ledger.names():
+    for name in sorted(home.ledger.names() if names is None else names):
         version = home.ledger.champion(name)
         if version is None or version.kind != "merged":
             continue

@@ -12,6 +12,7 @@ from flows.keep import sole
 from flows.learn import answers_when_loaded
 from flows.progress import voice
 from flows.publish import mirrored, publish_decision
+from flows.refresh import told_stale
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, PromotionRecord, VersionRecord, base_ref
 from tasks.errors import GateRefused, SpecRefused
@@ -110,7 +111,8 @@ def made_champion(
     champion: VersionRecord | None,
     lease: LeaseRecord | None,
 ) -> PromotionRecord:
-    """The move itself, of a version that passed its gates and has answered, remembered with both.
+    """The move itself, of a version that passed its gates and has answered, remembered with both; whichever flow asks
+    for it, served merges that contain what was champion are told to be stale.
 
     Raises:
         Conflict: someone else moved the champion meanwhile, or took the lease.
@@ -125,6 +127,7 @@ def made_champion(
         lease=lease,
     )
     voice.say(f"  {version.ref} is champion: {decision.sentence}, and it answers in a fresh process")
+    told_stale(home, version.name)
     return promotion
 
 

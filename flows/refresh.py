@@ -28,8 +28,13 @@ def refresh() -> Sequence[MergeOutcome]:
 
 
 def told_stale(home: Home, task: str) -> tuple[Stale, ...]:
-    """The served merges that a promotion has made stale, said and sent as an event, one for each merged model."""
-    marked = tuple(mark for mark in stale_merges(home) if mark.parent.partition(":")[0] == task)
+    """The served merges that a promotion has made stale, said and sent as an event, one for each merged model.
+
+    Only what contains a version of the task is looked at: a fleet promotes thousands.
+    """
+    made = [ref for one in home.ledger.listed(task) for ref in home.ledger.containing(f"{task}:{one.number}")]
+    names = {ref.partition(":")[0] for ref in made} - {task}
+    marked = tuple(mark for mark in stale_merges(home, names) if mark.parent.partition(":")[0] == task)
     for mark in marked:
         voice.say(f"  {mark.sentence}")
     for ref in sorted({mark.merged for mark in marked}):

@@ -32,17 +32,21 @@ def trained_well(
     datasets: Sequence[Dataset],
     workplace: Workplace,
     start: Path | None = None,
+    spent_seconds: float = 0.0,
 ) -> Candidate:
     """The run that was asked for, and up to `repair.attempts` more; the one with the best score on the validation rows.
 
     Each further run is a child of the first in MLflow and says there why it was made. The test rows are not looked at.
+
+    Args:
+        spent_seconds: what others before it, a retrain's earlier candidates, took of `repair.budget_minutes`.
 
     Raises:
         Unfit: no attempt came to anything that may be kept.
     """
     kept: list[tuple[tuple[float, float], Candidate]] = []
     tried: list[AdapterSpec] = []
-    spec, reason, spent_seconds, unfit = asked, "", 0.0, None
+    spec, reason, unfit = asked, "", None
     try:
         for attempt in range(asked.repair.attempts + 1):
             tried.append(spec)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flows.learn import datasets_of
 from flows.progress import voice
-from flows.validate import Dataset, frozen_examples
+from flows.validate import Dataset, frozen_examples, remembered_dataset
 from flows.wiring import Home
 from registry.records import VersionRecord
 from tasks.data.examples import Example, input_columns
@@ -110,6 +111,14 @@ def in_force(spec: AdapterSpec, data: Dataset, side: Side) -> list[Example]:
     """The rows of one side of an earlier data set whose label still holds."""
     outdated = spec.retrain.outdated.get(data.digest, ())
     return [example for example in data.snapshot.examples(side) if example.target not in outdated]
+
+
+def all_replayed(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset) -> float:
+    """The share of the training rows that all that the champion learned from would be: more cannot be replayed."""
+    known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
+    everything = spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"replay_share": 1.0})})
+    count = len(replayed(everything, fresh, known))
+    return count / (count + len(fresh.snapshot.examples("train")))
 
 
 def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:

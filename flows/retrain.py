@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +29,8 @@ from flows.learn import (
 from flows.progress import voice
 from flows.promote import moved, promoting
 from flows.publish import mirrored, publish_retrain
-from flows.refresh import told_stale
 from flows.repairing import trained_well
-from flows.replay import apart, asked_spec, in_force, moment_asked, relabelled, replayed
+from flows.replay import all_replayed, apart, asked_spec, in_force, moment_asked, relabelled, replayed
 from flows.resuming import working_on
 from flows.teach import Unfit
 from flows.traffic import labelled_traffic
@@ -145,7 +145,6 @@ def retrain(
         if outcome.promoted:
             with promoting(home, task) as lease:
                 moved(home, outcome.version, outcome.decision, champion, lease)
-            told_stale(home, task)
         else:
             voice.say(f"  {outcome.version.ref} is kept, not promoted: {outcome.decision.sentence}")
     publish_retrain(home, outcome)
@@ -153,32 +152,60 @@ def retrain(
     return outcome
 
 
-def best_of(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset, attempts: int) -> RetrainOutcome:
-    """The first candidate that passes its gates, or the last one: each changes one thing for what was refused.
+def best_of(
+    home: Home,
+    spec: AdapterSpec,
+    champion: VersionRecord,
+    fresh: Dataset,
+    attempts: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> RetrainOutcome:
+    """The first candidate that passes its gates, or the last one: each changes one thing for what was refused, in the
+    recipe that its repairs came to. None begins that would, if it took as long as the last, exceed
+    `repair.budget_minutes` for all of them and their repairs.
+
+    Args:
+        clock: seconds, of which only differences count.
 
     Raises:
         Unfit: no attempt came to anything that may be kept.
     """
     outcome: RetrainOutcome | None = None
+    unfit: Unfit | None = None
+    began = now = clock()
     for left in reversed(range(attempts)):
+        last = now
         try:
-            outcome = attempted(home, spec, champion, fresh)
-            change = None if outcome.decision.passed else next_attempt(spec, outcome.decision)
-            name = outcome.version.ref
+            outcome = attempted(home, spec, champion, fresh, spent_seconds=last - began)
+            change, name = None, outcome.version.ref
+            if not outcome.decision.passed:
+                tried = AdapterSpec.model_validate(outcome.version.spec)
+                change = next_attempt(tried, outcome.decision, all_replayed(home, tried, champion, fresh))
         except Unfit as error:
-            if outcome is None and not left:
-                raise
+            unfit = error
             change, name = gentler(spec, error.problems[0].wrong), champion.name
         if change is None or not left:
             break
         voice.say(f"  {name} is refused: {change.sentence}")
+        now = clock()
+        if (now - began) + (now - last) > 60 * spec.repair.budget_minutes:
+            voice.say(f"  no time for that within {spec.repair.budget_minutes:g} minutes")
+            break
         spec = change.spec
-    assert outcome is not None
+    if outcome is None:
+        assert unfit is not None
+        raise unfit
     return outcome
 
 
-def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset) -> RetrainOutcome:
-    """One candidate: trained, registered and held against base and champion on every slice; not promoted yet."""
+def attempted(
+    home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dataset, spent_seconds: float = 0.0
+) -> RetrainOutcome:
+    """One candidate: trained, registered and held against base and champion on every slice; not promoted yet.
+
+    Args:
+        spent_seconds: what the candidates before it took of the time for repairs.
+    """
     task = champion.name
     voice.say(
         f"{task}: retraining {champion.ref} with {spec.retrain.replay_share:.0%} replay, from the {spec.retrain.start}"
@@ -215,6 +242,7 @@ def attempted(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: Dat
                 datasets=[fresh, *known],
                 start=adapter,
                 workplace=workplace,
+                spent_seconds=spent_seconds,
             ) as candidate:
                 version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)
     scores = side_by_side(home, spec, version, champion, slices, known, fresh)

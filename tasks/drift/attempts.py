@@ -8,6 +8,7 @@ from tasks.promotion import Decision
 from tasks.specs import AdapterSpec
 
 MOST_REPLAY = 0.8
+LEAST_MORE = 0.05  # of replay; less is no other attempt
 LARGEST_RANK = 128
 
 
@@ -33,12 +34,16 @@ def gentler(spec: AdapterSpec, fault: str) -> Change:
     return Change(spec.model_copy(update=changed), f"{fault}: a third of the rate")
 
 
-def next_attempt(spec: AdapterSpec, decision: Decision) -> Change | None:
+def next_attempt(spec: AdapterSpec, decision: Decision, all_replayed: float = 1.0) -> Change | None:
     """The next attempt after a refusal; None where no further attempt could help.
 
     A candidate that lost an earlier slice replays more of the past and, if it goes on from the champion, takes smaller
-    steps. One that kept the past but gained too little gets more room: full steps if it went on from the champion with
-    smaller ones, else twice the rank. Too few rows to judge on is nothing that another training can mend.
+    steps. One that gained too little, or is fresh and lost a slice of which every row was replayed, gets more room:
+    full steps if it went on from the champion with smaller ones, else twice the rank. Too few rows to judge on is
+    nothing that another training can mend.
+
+    Args:
+        all_replayed: share of the training rows that all that was ever learned from would be.
     """
     failed = [gate for gate in decision.gates if not gate.passed]
     if not failed or any(gate.bound > gate.required for gate in failed):  # refused for its few rows alone
@@ -46,20 +51,31 @@ def next_attempt(spec: AdapterSpec, decision: Decision) -> Change | None:
     retrain, lost = spec.retrain, [gate for gate in failed if gate.name.startswith("kept on ")]
     if lost:
         worst = min(lost, key=lambda gate: gate.measured)
-        share = min(MOST_REPLAY, (1 + retrain.replay_share) / 2)
-        gentler = {"rate_factor": retrain.rate_factor / 2} if retrain.start == "champion" else {}
-        if share <= retrain.replay_share and not gentler:
-            return None
-        note = f"replay {retrain.replay_share:.0%} -> {share:.0%}" + (", half the rate" if gentler else "")
-        changed = spec.model_copy(update={"retrain": retrain.model_copy(update={"replay_share": share, **gentler})})
-        return Change(changed, f"it {worst.name.replace('kept on', 'lost', 1)} by {-worst.measured:.3f}: {note}")
+        said = f"it {worst.name.replace('kept on', 'lost', 1)} by {-worst.measured:.3f}"
+        share = min(MOST_REPLAY, all_replayed, (1 + retrain.replay_share) / 2)
+        changed, notes = {}, []
+        if share >= retrain.replay_share + LEAST_MORE:
+            changed["replay_share"] = share
+            notes.append(f"replay {retrain.replay_share:.0%} -> {share:.0%}")
+        if retrain.start == "champion":
+            changed["rate_factor"] = retrain.rate_factor / 2
+            notes.append("half the rate")
+        if not changed:
+            return _larger(spec, f"{said}, and no more is left to replay")
+        return Change(
+            spec.model_copy(update={"retrain": retrain.model_copy(update=changed)}), f"{said}: {', '.join(notes)}"
+        )
     if retrain.start == "champion":
         if retrain.rate_factor >= 1:
             return None
-        changed = spec.model_copy(update={"retrain": retrain.model_copy(update={"rate_factor": 1.0})})
-        return Change(changed, f"it gained too little: the full rate instead of {retrain.rate_factor:g} of it")
+        faster = spec.model_copy(update={"retrain": retrain.model_copy(update={"rate_factor": 1.0})})
+        return Change(faster, f"it gained too little: the full rate instead of {retrain.rate_factor:g} of it")
+    return _larger(spec, "it gained too little")
+
+
+def _larger(spec: AdapterSpec, why: str) -> Change | None:
     rank = min(LARGEST_RANK, 2 * spec.method.rank)
     if rank == spec.method.rank:
         return None
-    changed = spec.model_copy(update={"method": spec.method.model_copy(update={"rank": rank})})
-    return Change(changed, f"it gained too little: rank {spec.method.rank} -> {rank}")
+    larger = spec.model_copy(update={"method": spec.method.model_copy(update={"rank": rank})})
+    return Change(larger, f"{why}: rank {spec.method.rank} -> {rank}")

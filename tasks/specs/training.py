@@ -125,7 +125,9 @@ class RepairSpec(Spec):
 
     attempts: int = Field(0, ge=0, le=10, description="Further runs, each with one bounded change; 0: none.")
     budget_minutes: float = Field(
-        60.0, gt=0, description="Training time of all attempts together; none starts that would exceed it."
+        60.0,
+        gt=0,
+        description="Time of all attempts together, a retrain's candidates too; none starts that would exceed it.",
     )
 
 

@@ -177,14 +177,15 @@ def test_every_version_stands_in_the_matrix_on_every_slice_that_it_was_asked_abo
 def test_what_a_refused_candidate_lost_decides_what_the_next_one_does(
     factory: Any, moved: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first attempt is said to have lost the old rows; two versions come of one retrain, none is served."""
+    """The first attempt is said to have lost the old rows, all of which it replayed; two versions come of one retrain,
+    none is served."""
     import flows.retrain as flow
     from tasks.promotion import Decision, Gate
 
     told, decided = [], flow.judged
 
     def judged(spec: Any, version: Any, scores: Any, *rest: Any) -> Any:
-        told.append((version.ref, spec.retrain.replay_share))
+        told.append((version.ref, (spec.retrain.replay_share, spec.method.rank)))
         if len(told) > 1:
             return decided(spec, version, scores, *rest)
         return Decision(version.ref, (Gate("kept on test of old", -0.31, -0.4, -0.2, 126, False),))
@@ -193,10 +194,13 @@ def test_what_a_refused_candidate_lost_decides_what_the_next_one_does(
     monkeypatch.setattr("flows.progress.voice.quiet", False)
     with factory.active():
         done = flow.retrain("topic", str(moved.traffic), promote=False)
-    assert [share for _, share in told] == [0.5, 0.75]
+    assert [recipe for _, recipe in told] == [(0.5, 8), (0.5, 16)]
     assert done.version.ref == told[1][0] != told[0][0]
     assert not done.promoted
-    assert "is refused: it lost test of old by 0.310: replay 50% -> 75%" in capsys.readouterr().err
+    assert (
+        "is refused: it lost test of old by 0.310, and no more is left to replay: rank 8 -> 16"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_class_that_enters_a_sorted_task_gets_its_place_and_the_champion_is_wrong_there(
@@ -270,7 +274,7 @@ def test_a_run_that_came_to_nothing_is_followed_by_a_gentler_one(
     rates: list[float] = []
     done: Any = type("Done", (), {"decision": type("All", (), {"passed": True}), "version": mood.outcome.version})
 
-    def attempted(home: Any, spec: Any, champion: Any, fresh: Any) -> Any:
+    def attempted(home: Any, spec: Any, champion: Any, fresh: Any, spent_seconds: float) -> Any:
         rates.append(spec.retrain.rate_factor)
         if len(rates) != 2:
             raise Unfit("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
@@ -284,3 +288,44 @@ def test_a_run_that_came_to_nothing_is_followed_by_a_gentler_one(
     assert rates == pytest.approx([0.5, 0.5 / 3])
     with pytest.raises(Unfit):
         flow.best_of(nothing, spec, mood.outcome.version, nothing, 2)
+
+
+@pytest.mark.parametrize(("minutes_each", "attempts"), [(10, 5), (12, 5), (13, 4), (31, 1), (70, 1)])
+def test_the_candidates_of_a_retrain_keep_to_one_budget(
+    factory: Any, mood: Any, monkeypatch: pytest.MonkeyPatch, minutes_each: int, attempts: int
+) -> None:
+    """Five candidates may be made, in an hour; the witness is a clock that each of them moves on."""
+    import flows.retrain as flow
+    from flows.teach import Unfit
+    from tasks.promotion import Decision, Gate
+    from tasks.specs import AdapterSpec
+    from tasks.training.diagnosis import Finding
+
+    minutes, spent = [100.0], []
+    refused = Decision("mood:2", (Gate("gain on fresh rows", 0.0, -0.1, 0.0, 90, False),))
+    spec = AdapterSpec.model_validate(mood.outcome.version.spec)
+    spec = spec.model_copy(update={"repair": spec.repair.model_copy(update={"budget_minutes": 60.0})})
+    answered = type("Done", (), {"decision": refused, "version": mood.outcome.version})
+    come_to_nothing = False
+
+    def attempted(home: Any, spec: Any, champion: Any, fresh: Any, spent_seconds: float) -> Any:
+        spent.append(spent_seconds / 60)
+        minutes[0] += minutes_each
+        if come_to_nothing:
+            raise Unfit("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
+        return answered
+
+    def made() -> Any:
+        spent.clear()
+        return flow.best_of(nothing, spec, mood.outcome.version, nothing, 5, lambda: 60 * minutes[0])
+
+    monkeypatch.setattr(flow, "attempted", attempted)
+    monkeypatch.setattr(flow, "all_replayed", lambda *_: 1.0)
+    monkeypatch.setattr(flow, "next_attempt", lambda spec, *_: flow.gentler(spec, "refused"))
+    nothing: Any = None
+    assert made() is answered
+    assert spent == pytest.approx([n * minutes_each for n in range(attempts)])
+    come_to_nothing = True
+    with pytest.raises(Unfit):
+        made()
+    assert len(spent) == attempts

@@ -35,6 +35,20 @@ def test_what_was_lost_is_replayed_more_and_the_slice_is_named(start: str) -> No
     assert change.sentence.startswith("it lost test of 1234 by 0.100: replay 50% -> 75%")
 
 
+def test_where_every_row_was_replayed_a_fresh_candidate_gets_more_room_and_others_smaller_steps() -> None:
+    """All that was learned from is 52 % of the rows at most: 50 % cannot become 75 %."""
+    larger = next_attempt(spec(start="base"), refused("kept on test of 1234"), all_replayed=0.52)
+    assert larger is not None
+    assert (larger.spec.method.rank, larger.spec.retrain.replay_share) == (32, 0.5)
+    assert larger.sentence == "it lost test of 1234 by 0.100, and no more is left to replay: rank 16 -> 32"
+    slower = next_attempt(spec(start="champion"), refused("kept on test of 1234"), all_replayed=0.52)
+    assert slower is not None
+    assert slower.sentence == "it lost test of 1234 by 0.100: half the rate"
+    some = next_attempt(spec(start="base"), refused("kept on test of 1234"), all_replayed=0.6)
+    assert some is not None
+    assert some.spec.retrain.replay_share == 0.6
+
+
 def test_too_little_gain_gets_more_room() -> None:
     faster = next_attempt(spec(), refused("gain on fresh rows"))
     assert faster is not None
