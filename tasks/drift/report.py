@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tasks.drift.estimate import Estimate
 from tasks.drift.statistics import STATISTICS
+from tasks.evaluation.comparison import Interval
 
 Verdict = Literal[
     "not enough data",
@@ -56,7 +57,8 @@ class DriftReport:
     `drop_low` is the lower 95 % bound of the fall. `n` counts the window's rows, `graded` those with an outcome.
     `score_estimated` is what the confidences suggest for rows that nobody graded, as (score, low, high). `because` says
     why there is no such judgement, or what broke. `to_label` are positions of window rows, most telling first, where
-    labels are asked for.
+    labels are asked for. `reach` is what the untouched base, told the window's labels, would answer better than the
+    served adapter, where that was asked.
     """
 
     verdict: Verdict
@@ -71,6 +73,7 @@ class DriftReport:
     score_estimated: Estimate | None = None
     because: str = ""
     to_label: tuple[int, ...] = ()
+    reach: Interval | None = None
 
     @property
     def moved(self) -> tuple[Evidence, ...]:
@@ -78,16 +81,17 @@ class DriftReport:
 
     @property
     def expected_gain(self) -> float | None:
-        """What a retrain would gain if it brought the score back to the reference's; None where nothing is graded."""
+        """What a retrain would gain if it brought the score back to the reference's, or up to what is within reach,
+        whichever is more; None where nothing is graded."""
         if self.score_reference is None or self.score_window is None:
             return None
-        return self.score_reference - self.score_window
+        return max(self.score_reference - self.score_window, self.reach.mean if self.reach else -1.0)
 
     @property
     def sentence(self) -> str:
         """The verdict in one plain line: cause, cost, evidence, action."""
         causes = [one.sentence for one in self.moved if one.signal != "score"]
-        parts = [self.because] if self.because else [self._cost(), *causes[:3]]
+        parts = [self.because] if self.because else [self._cost(), *self._promise(), *causes[:3]]
         return f"{self.verdict}: {'; '.join(parts)}; {self.action}"
 
     def _cost(self) -> str:
@@ -101,6 +105,11 @@ class DriftReport:
             return known
         guess = self.score_estimated
         return f"{known}, confidence suggests {guess.score:.2f} ({guess.low:.2f} to {guess.high:.2f})"
+
+    def _promise(self) -> tuple[str, ...]:
+        if self.reach is None or self.reach.low <= 0:
+            return ()
+        return (f"the untouched base, told these labels, gains {self.reach.mean:.2f} (bound {self.reach.low:.2f})",)
 
     def payload(self) -> dict[str, Any]:
         """Plain values for JSON: every field and the sentence."""

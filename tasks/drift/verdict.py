@@ -17,6 +17,7 @@ from tasks.drift.nearness import foreign_chances
 from tasks.drift.observed import Observed
 from tasks.drift.paired import Paired, finite, paired
 from tasks.drift.permutation import term_divergence
+from tasks.drift.reach import gain_in_reach
 from tasks.drift.report import Action, DriftReport, Evidence, Verdict
 from tasks.drift.signals import SIGNALS, Signal, measured
 from tasks.drift.statistics import Fall, Measured, holm, score_fall
@@ -26,6 +27,7 @@ CONFIDENCE = 0.95
 SCORE_SHARE = 0.5  # of the false alarms, where the score is known: it is what everything else only hints at
 SET_ASIDE_LIMIT = 0.2
 EXPLAINED = 0.25  # of the words' whole divergence: what may remain within the labels when the mix explains it
+MOVED: frozenset[Verdict] = frozenset({"new topic", "label shift", "input shift"})
 RENAMED = 0.3  # share of never-seen labels, on inputs that stayed: so many new topics could not hide among the words
 
 
@@ -37,7 +39,8 @@ def judge(
     At most `drift.false_alarm` of quiet windows get a verdict other than "no drift": half of it is the score's, where
     one is known, and the p-values of all available signals share the rest (Holm). A fall of the score asks for a
     retrain when its lower 95 % bound also exceeds `drift.score_drop`; where something else surely moved and no label is
-    left to ask for, the measured fall is enough, for the gates stand before a candidate. `set_aside` counts rows of the
+    left to ask for, the measured fall is enough, for the gates stand before a candidate; so it is where the base alone,
+    told the window's labels, would surely answer better by that much. `set_aside` counts rows of the
     window's traffic that were malformed, `in_vain` retrains of this adapter that its gates refused: a new topic that it
     cannot take up without losing what it knows asks for an adapter of its own.
 
@@ -84,7 +87,9 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int, in_vain: int) -> DriftRe
     told, known = ({signal.tells for signal in signals} for signals in (moved, (signal for signal, _ in found)))
     verdict = _cause(pair, told, known, fell and fall is not None and fall.fall >= drift.score_drop, drift, seed)
     guess = (pair.reference.confidences, pair.reference.outcomes, pair.window.confidences)
-    action = _action(verdict, lost, fell, fall, drift, unlabelled=None in pair.window.labels)
+    reach = gain_in_reach(pair, seed=seed, least=drift.min_rows) if verdict in MOVED and not lost else None
+    promised = reach is not None and reach.low > drift.score_drop
+    action = _action(verdict, lost or promised, fell, fall, drift, unlabelled=None in pair.window.labels)
     if action == "retrain with replay" and verdict == "new topic" and in_vain:
         action = "new adapter"
     return DriftReport(
@@ -102,6 +107,7 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int, in_vain: int) -> DriftRe
         n_reference=pair.reference.rows,
         score_estimated=None if fall else estimated_score(*guess, foreign=_foreign(pair), seed=seed),
         to_label=rows_to_label(pair.window) if action == "ask for labels" else (),
+        reach=reach,
     )
 
 
