@@ -7,7 +7,7 @@ and lives on the others. A share of each period's rows comes with its labels; th
 and only judge. The same first adapter lives five lives:
 
     never      it stays
-    schedule   all labels are bought and a retrain runs after every period, promoted by its gates
+    schedule   all labels are bought and a retrain runs after every period, one candidate each, promoted by its gates
     naive      the same, on the new labels alone, and served whatever it lost
     ours       `watch` judges; where it asks for labels or for a retrain, the period's other labels are bought, and only
                its event causes a retrain, or a person whom it told that the same inputs have other labels now
@@ -162,9 +162,11 @@ def retrained(stage: Stage, life: Life, **how: Any) -> Any:
 
 
 def on_schedule(stage: Stage, place: int, life: Life) -> str:
+    from tasks.specs import RetrainSpec
+
     life.labels += len(stage.periods[place].traffic)
     stage.arrive(place, len(stage.periods[place].traffic))
-    retrained(stage, life)
+    retrained(stage, life, replay_share=RetrainSpec().replay_share)  # a recipe that is named is tried once
     return stage.task
 
 
