@@ -24,6 +24,14 @@ os.environ |= {"GX_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg"}
 VOCABULARY = 300
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First a file of flows that asks for the last stage, then what asks for none, then the other flows: one process
+    makes the stages for all while the others have something else to do."""
+    flows = [item for item in items if "flows" in item.path.parts]
+    first = next((item.path for item in flows if "moved" in getattr(item, "fixturenames", ())), None)
+    items.sort(key=lambda item: (item.path != first, "flows" in item.path.parts))
+
+
 def spoken_words(count: int, seed: int = 0) -> list[str]:
     """Distinct made-up words of two to four syllables."""
     draw = Random(seed)

@@ -2,14 +2,19 @@
 
 What is expensive happens once, in stages: adapters are trained, one of them is moved by traffic and taught again. Each
 file of tests works in a home of its own, a copy of the stages up to the last that it asks for and of nothing else: what
-one file does there no other sees, in whatever order they run.
+one file does there no other sees, in whatever order they run. Where several processes run the tests, one of them makes
+a stage for all.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import pickle
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +31,8 @@ def server() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
+    # Prefect's threads end with this process; a child that a later test forks cannot end them, and would fail in trying
+    os.register_at_fork(after_in_child=threading._threading_atexits.clear)  # type: ignore[attr-defined]
     with (
         prefect_test_harness(server_startup_timeout=120),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
@@ -77,10 +84,11 @@ def _at_its_word() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a real fresh process answered, kept beside the outcome that it was asked for."""
+    """What a real fresh process answered and what Prefect shows, kept beside the outcome."""
 
     outcome: Any
     answers: list[tuple[str, ...]]
+    shown: str
 
 
 @contextmanager
@@ -106,21 +114,26 @@ def at_its_word() -> Iterator[None]:
         yield
 
 
-def _intent(factory: Factory, desk: dict[str, Task]) -> Heard:
-    """One spec trained by the flow, from the door to the champion, with nothing left out."""
+def _heard(factory: Factory, spec: Path) -> Heard:
+    from prefect.artifacts import Artifact
+
     from flows.train import train
 
     with factory.active(), _listening() as answers:
-        return Heard(train(str(factory.spec(desk["intent"]))), answers)
+        outcome = train(str(spec))
+    shown = Artifact.get(str(outcome.version.ref).replace(":", "-"))
+    return Heard(outcome, answers, str(shown and shown.data))
+
+
+def _intent(factory: Factory, desk: dict[str, Task]) -> Heard:
+    """One spec trained by the flow, from the door to the champion, with nothing left out."""
+    return _heard(factory, factory.spec(desk["intent"]))
 
 
 def _mood(factory: Factory, desk: dict[str, Task]) -> Heard:
     """A classifier on the tiny encoder, from the door to the champion."""
-    from flows.train import train
-
     sorts = {"kind": "classification", "data__prompt": None, "data__completion": None}
-    with factory.active(), _listening() as answers:
-        return Heard(train(str(factory.spec(desk["mood"], base__model=str(factory.encoder), **sorts))), answers)
+    return _heard(factory, factory.spec(desk["mood"], base__model=str(factory.encoder), **sorts))
 
 
 @dataclass(frozen=True)
@@ -233,29 +246,33 @@ class Stages:
 
     new_factory: Callable[[], Factory]
     desk: dict[str, Task]
-    homes: dict[str, Factory] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
+    shared: Path  # with the other processes that run the tests
+    made: dict[str, tuple[Factory, Any]] = field(default_factory=dict)
 
     def home(self, asked: Collection[str]) -> Factory:
         """A home of its own after the last of the stages that are asked for; an empty one where none is."""
         last = max((list(STAGES).index(name) for name in asked if name in STAGES), default=-1)
-        return self._copied(self._after(last)) if last >= 0 else self.new_factory()
+        return self._copied(self._after(last)[0]) if last >= 0 else self.new_factory()
 
     def value(self, name: str) -> Any:
-        self._after(list(STAGES).index(name))
-        return self.values[name]
+        return self._after(list(STAGES).index(name))[1]
 
-    def _after(self, place: int) -> Factory:
+    def _after(self, place: int) -> tuple[Factory, Any]:
         name = list(STAGES)[place]
-        if name not in self.homes:
-            factory = self._copied(self._after(place - 1)) if place else self.new_factory()
-            self.values[name] = STAGES[name](factory, self.desk)
-            self.homes[name] = factory
-        return self.homes[name]
+        if name not in self.made:
+            with open(self.shared / f"{name}.lock", "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                kept = self.shared / f"{name}.pickle"
+                if not kept.exists():
+                    factory = self._copied(self._after(place - 1)[0]) if place else self.new_factory()
+                    kept.write_bytes(pickle.dumps((factory, STAGES[name](factory, self.desk))))
+            self.made[name] = pickle.loads(kept.read_bytes())
+        return self.made[name]
 
     def _copied(self, factory: Factory) -> Factory:
         """The same home at another place; MLflow's database, which writes down where files lie, is told."""
-        copy = replace(factory, folder=self.new_factory().folder, settings=dict(factory.settings))
+        empty = self.new_factory()
+        copy = replace(factory, folder=empty.folder, api=empty.api, settings=dict(factory.settings))
         shutil.rmtree(copy.folder)
         shutil.copytree(factory.folder, copy.folder, ignore=shutil.ignore_patterns("*-shm"))
         with closing(sqlite3.connect(copy.home / "mlflow" / "mlflow.db")) as db, db:
@@ -270,8 +287,15 @@ class Stages:
 
 
 @pytest.fixture(scope="session")
-def stages(new_factory: Callable[[], Factory], desk: dict[str, Task]) -> Stages:
-    return Stages(new_factory, desk)
+def stages(
+    request: pytest.FixtureRequest,
+    new_factory: Callable[[], Factory],
+    desk: dict[str, Task],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Stages:
+    mine = tmp_path_factory.getbasetemp()
+    shared = mine.parent if hasattr(request.config, "workerinput") else mine
+    return Stages(new_factory, desk, shared)
 
 
 @pytest.fixture(scope="module")
