@@ -29,7 +29,6 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from training_throughput import ROOT, rows, spec_of
 
@@ -100,39 +99,57 @@ def trained(folder: Path, steps: int, seed: int) -> str:
 
 
 def gains_together(folder: Path, adapters: int, batches: list[int], rounds: int) -> dict[int, float]:
-    """Batch size to the CPU seconds of a step per adapter over those of one step on the rows of all; medians, the two
-    sides one after the other."""
+    """Batch size to the CPU seconds of a step for each adapter over those of one for all; medians, the two sides one
+    after the other, each adapter with the rows of its own run's batch."""
+    from contextlib import ExitStack
+
     import torch
 
     from tasks.methods.build import fresh_adapter
     from tasks.training.base import load_base
-    from tasks.training.encoding import encode
-    from tasks.training.loop import _backward
+    from tasks.training.encoding import encode, length_grouped
     from tasks.training.losses import answer_logits_of
     from tasks.training.lowrank import compute_in_few_passes
+    from tasks.training.part import Part, backward
+    from tasks.training.several import Several, twin_of
+    from tasks.training.state import RunState
 
     torch.set_num_threads(1)
     spec = spec_of(folder, 1, "auto")
     base = load_base(spec.base, kind="generation")
-    found = sorted(encode(base, rows(64 * adapters, seed=7)), key=lambda row: row.length)
-    middle, gains = len(found) // 2, {}
-    with fresh_adapter(base, spec.method, 0) as model:
-        compute_in_few_passes(model)
-        answer = answer_logits_of(base, model, found[:2])
-        model.train()
+    found, gains = encode(base, rows(64 * 16, seed=7)), {}
+    with ExitStack() as stack:
+        wholes = []
+        for seed in range(adapters):
+            twin = twin_of(base)
+            model = stack.enter_context(fresh_adapter(twin, spec.method, seed))
+            compute_in_few_passes(model)
+            wholes.append(Part.of(twin, model.train(), answer_logits_of(twin, model, found[:2]), found, RunState()))
+        several = Several(base, wholes)
+        chances = [torch.Generator().manual_seed(seed) for seed in range(adapters)]
 
-        def seconds(parts: list[Any]) -> float:
+        def seconds(parts: list[Part], *, together: bool) -> float:
             began = time.process_time()
-            for part in parts:
-                _backward(base, answer, part, None, lambda: False)
+            if together:
+                several.backward(parts, chances)
+            else:
+                for part in parts:
+                    backward(part)
             return time.process_time() - began
 
         print(f"{'rows of each':>14}{'k steps, s':>12}{'one step, s':>13}{'gain':>8}")
         for size in batches:
-            wide = found[middle - size * adapters // 2 :][: size * adapters]
-            parts, sides = [wide[i::adapters] for i in range(adapters)], []
+            orders = [torch.Generator().manual_seed(seed) for seed in range(adapters)]
+            steps = list(
+                zip(*(length_grouped([row.length for row in found], size, order) for order in orders), strict=True)
+            )
+            sides = []
             for number in range(rounds + 1):
-                sides.append((seconds(parts), seconds([wide])))
+                parts = [
+                    Part.of(whole.base, whole.model, whole.answer, [found[i] for i in places], whole.state)
+                    for whole, places in zip(wholes, steps[number], strict=True)
+                ]
+                sides.append((seconds(parts, together=False), seconds(parts, together=True)))
                 if not number:
                     sides.clear()  # the first is slower, whatever it is
             apart, joint = median(one for one, _ in sides), median(other for _, other in sides)

@@ -33,12 +33,13 @@ from tasks.training.curve import Curve, Look, Step
 from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped
 from tasks.training.head import start_head_from_class_means
 from tasks.training.interruption import Stopped
-from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, summed_loss, validation_sums
+from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, validation_sums
 from tasks.training.lowrank import compute_in_few_passes
 from tasks.training.optimiser import optimizer_of, rate_factor
+from tasks.training.part import Halted, Part, Run, driven, gradients
 from tasks.training.peak import Peak, handing_back
 from tasks.training.state import RunState, trained_tensors
-from tasks.training.team import ALONE, Team
+from tasks.training.team import Team
 
 PROBED_ROWS = 8
 READ_FIRST = 4  # batches from which a method that reads rows first chooses its start
@@ -49,7 +50,7 @@ class Trained:
     """A finished run. `folder` holds the PEFT adapter with the lowest validation loss.
 
     `change` is the largest difference between the answers (logits) after and before training, on a few rows; 0 means
-    that nothing was learned at all.
+    that nothing was learned at all. What is `resumed` has been in other hands before: its peak is that of the rest.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Trained:
     peak_above_start_bytes: int
     compute: str
     change: float
+    resumed: bool
     micro_batch: int | None
     longest_tokens: int
     longest_answer: int
@@ -78,7 +80,7 @@ class Progress:
     seconds_left: float
 
 
-def train_adapter(
+def steps_of(
     base: Base,
     spec: AdapterSpec,
     train: Sequence[Example],
@@ -93,8 +95,8 @@ def train_adapter(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda sentence: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Trained:
-    """Train one adapter and write the best one, by validation loss, to a folder.
+) -> Run[Trained]:
+    """Train one adapter and write the best one, by validation loss, to a folder; `train_adapter` does it all at once.
 
     Stops early when the loss is no longer a number; the curve then ends there. Where memory does not suffice the rows
     held at once are halved, and the batch stays what it is.
@@ -184,9 +186,10 @@ def train_adapter(
             while not team.any(stop()):
                 try:
                     halt = stop if team.size == 1 else lambda: False  # a team stops together, between steps
-                    loss, seen, width = _backward(base, answer, batch, state.micro_batch, halt, team)
+                    whole = Part.of(base, model, answer, batch, state, len(batches) - state.step)
+                    loss, seen, width = yield from gradients(whole, state.micro_batch, halt, team)
                     break
-                except _Halted:
+                except Halted:
                     pass
                 except Exception as error:
                     if not _is_out_of_memory(error) or team.size > 1:
@@ -218,6 +221,7 @@ def train_adapter(
             state.steps.append(record)
             on_step(record)
             if _ended(state):
+                write()
                 break
             left = state.seconds / number * (len(batches) - number)
             speed = state.tokens / max(state.seconds, 1e-9)
@@ -244,22 +248,22 @@ def train_adapter(
         padding_share=1 - state.tokens / max(state.padded, 1),
         peak_above_start_bytes=memory.above_start_bytes(),
         peak_bytes=memory.start_bytes + memory.above_start_bytes(),
-        compute=base.compute_reason,
+        compute="; ".join(filter(None, (base.compute_reason, state.together_reason))),
         change=change,
+        resumed=saved is not None,
         micro_batch=state.micro_batch,
         longest_tokens=max(len(row.prompt) if base.kind == "classification" else row.length for row in rows),
         longest_answer=max(len(row.target) for row in rows),
     )
 
 
+train_adapter = driven(steps_of)
+
+
 def _readings(base: Base, model: Any, rows: Sequence[Encoded], batch_size: int) -> Iterator[Callable[[], Any]]:
     """A few batches to look at, as calls of the model."""
     for start in range(0, min(len(rows), READ_FIRST * batch_size), batch_size):
         yield partial(model, **collate(base, rows[start : start + batch_size])[0])
-
-
-class _Halted(Exception):
-    """A stop was asked for between two micro-batches."""
 
 
 def _ended(state: RunState) -> bool:
@@ -319,35 +323,6 @@ def _batches(spec: AdapterSpec, rows: Sequence[Encoded]) -> list[list[int]]:
     while len(batches) < steps:
         batches += length_grouped(lengths, size, generator)
     return batches[:steps]
-
-
-def _backward(
-    base: Base,
-    answer: Any,
-    rows: Sequence[Encoded],
-    micro_batch: int | None,
-    stop: Callable[[], bool],
-    team: Team = ALONE,
-) -> tuple[float, int, float]:
-    """Gradients of this process's share of a batch: (its part of the mean loss, tokens of the batch, tokens that this
-    process computed, padding included).
-
-    Raises:
-        _Halted: `stop` said so between two micro-batches.
-    """
-    learned = len(rows) if base.kind == "classification" else max(1, sum(len(row.target) for row in rows))
-    total, width = 0.0, 0.0
-    for number, (piece, counts) in enumerate(team.pieces(rows, micro_batch or -(-len(rows) // team.size))):
-        if number and stop():
-            raise _Halted
-        inputs, labels = collate(base, piece)
-        with base.autocast():
-            loss, _ = summed_loss(base, answer, inputs, labels)
-        (loss * counts / learned).backward()
-        total += float(loss.detach()) * counts
-        width += inputs["input_ids"].numel() * counts
-    tokens = sum(len(row.prompt) if base.kind == "classification" else row.length for row in rows)
-    return total / learned, tokens, width
 
 
 @contextmanager

@@ -7,8 +7,9 @@ applied to r columns, the sum happens inside the product, and one byte per eleme
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,30 +25,32 @@ def compute_in_few_passes(model: nn.Module) -> int:
     Embeddings, convolutions, and layers with a variant (DoRA), a bias of their own or several adapters keep PEFT's way,
     and so does a GPU, where PEFT's dropout is one kernel.
     """
-    from peft.tuners.lora import LoraLayer
-
-    plain = [
-        module
-        for module in model.modules()
-        if isinstance(module, LoraLayer)
-        and list(module.lora_A) == module.active_adapters == ["default"]
-        and not module.lora_variant
-        and isinstance(module.lora_A["default"], nn.Linear | nn.Parameter)
-        and getattr(module.lora_B["default"], "bias", None) is None
-        and next(module.lora_A.parameters()).device.type == "cpu"
-    ]
+    plain = [module for module in model.modules() if is_plain(module)]
     for module in plain:
         module.forward = partial(_forward, module)
     return len(plain)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is a linear LoRA layer on a CPU that is computed as below."""
+    from peft.tuners.lora import LoraLayer
+
+    return (
+        isinstance(module, LoraLayer)
+        and list(module.lora_A) == module.active_adapters == ["default"]
+        and not module.lora_variant
+        and isinstance(module.lora_A["default"], nn.Linear | nn.Parameter)
+        and getattr(module.lora_B["default"], "bias", None) is None
+        and next(module.lora_A.parameters()).device.type == "cpu"
+    )
+
+
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    dropout = layer.lora_dropout["default"]
-    share = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
-    return LowRankUpdate.apply(x, layer.base_layer(x), *_factors(layer), share)
+    A, B, scale = factors_of(layer)
+    return updated(x, layer.base_layer(x), A, B, scale, dropped_share(layer))
 
 
-def _factors(layer: Any) -> tuple[Tensor, Tensor, float]:
+def factors_of(layer: Any) -> tuple[Tensor, Tensor, float]:
     """(A, B, scale); AdaLoRA's singular values stand in A."""
     A, B, scale = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
     if isinstance(A, nn.Parameter):
@@ -55,43 +58,83 @@ def _factors(layer: Any) -> tuple[Tensor, Tensor, float]:
     return A.weight, B.weight, scale
 
 
-class LowRankUpdate(Function):
+def dropped_share(layer: Any) -> float:
+    """Of what a layer reads, while it is trained."""
+    dropout = layer.lora_dropout["default"]
+    return dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+
+
+class Span(NamedTuple):
+    """Rows [start, stop) of one adapter, its scale, its share of dropout, and its own chance (None: torch's)."""
+
+    start: int
+    stop: int
+    scale: float
+    share: float
+    chance: torch.Generator | None = None
+
+
+def updated(x: Tensor, y: Tensor, A: Tensor, B: Tensor, scale: float, share: float) -> Tensor:
     """y + scale * dropout(x) A^T B^T, with x (..., in), y (..., out), A (r, in), B (out, r)."""
+    return LowRankUpdates.apply(x, y, (Span(0, x.numel() // x.shape[-1], scale, share),), A, B)
+
+
+class LowRankUpdates(Function):
+    """The same for the rows of several adapters one after another: `factors` are A and B of each span in turn; rows of
+    no span are as they were."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, A: Tensor, B: Tensor, scale: float, share: float) -> Tensor:
-        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else A.dtype
+    def forward(ctx: Any, x: Tensor, y: Tensor, spans: Sequence[Span], *factors: Tensor) -> Tensor:
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else factors[0].dtype
         with torch.autocast("cpu", enabled=False):
-            rows = x.reshape(-1, x.shape[-1]).to(kind)
-            kept = kept_by_dropout(rows.shape, share) if share else None
-            left = rows if kept is None else rows * kept.to(kind)
-            ctx.scale = scale / (1 - share)  # what is kept grows, so that the mean stays
-            low = (left @ A.to(kind).T).mul_(ctx.scale)  # (rows, r)
-            ctx.save_for_backward(x, A, B, low, kept)
-            if y.dtype == kind:
-                return torch.addmm(y.reshape(-1, y.shape[-1]), low, B.to(kind).T).view(y.shape)
-            return y + (low @ B.to(kind).T).view(y.shape).to(y.dtype)
+            rows, below = x.reshape(-1, x.shape[-1]).to(kind), y.reshape(-1, y.shape[-1])
+            covered = sum(span.stop - span.start for span in spans)
+            above = torch.empty_like(below) if covered == len(below) else below.clone()
+            lows, masks = [], []
+            near = [factor.to(kind) for factor in factors]
+            for span, A, B in zip(spans, near[::2], near[1::2], strict=True):
+                here = slice(span.start, span.stop)
+                kept = kept_by_dropout(rows[here].shape, span.share, span.chance) if span.share else None
+                left = rows[here] if kept is None else rows[here] * kept.to(kind)
+                # what is kept grows, so that the mean stays
+                low = (left @ A.T).mul_(span.scale / (1 - span.share))  # (rows, r)
+                if y.dtype == kind:
+                    torch.addmm(below[here], low, B.T, out=above[here])
+                else:
+                    torch.add(below[here], (low @ B.T).to(y.dtype), out=above[here])
+                lows.append(low)
+                masks.append(kept)
+        ctx.spans, ctx.kinds = spans, [factor.dtype for factor in factors]
+        ctx.save_for_backward(x, *near, *lows, *masks)
+        return above.view(y.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, A, B, low, kept = ctx.saved_tensors
-        kind = low.dtype
+        spans, count = ctx.spans, len(ctx.spans)
+        x, *saved = ctx.saved_tensors
+        factors, lows, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
+        kind, grads, grad_x = lows[0].dtype, [], None
         with torch.autocast("cpu", enabled=False):
-            above = grad.reshape(-1, grad.shape[-1]).to(kind)
-            grad_B = above.T @ low
-            grad_low = (above @ B.to(kind)).mul_(ctx.scale)
-            rows = x.reshape(-1, x.shape[-1]).to(kind)
-            mask = None if kept is None else kept.to(kind)
-            grad_A = grad_low.T @ (rows if mask is None else rows * mask)
-            grad_x = None
+            above, rows = grad.reshape(-1, grad.shape[-1]).to(kind), x.reshape(-1, x.shape[-1]).to(kind)
             if ctx.needs_input_grad[0]:
-                grad_x = grad_low @ A.to(kind)
-                grad_x = (grad_x if mask is None else grad_x.mul_(mask)).view(x.shape).to(x.dtype)
-        return grad_x, grad, grad_A.to(A.dtype), grad_B.to(B.dtype), None, None
+                covered = sum(span.stop - span.start for span in spans)
+                grad_x = torch.empty_like(rows) if covered == len(rows) else torch.zeros_like(rows)
+            for span, A, B, low, kept in zip(spans, factors[::2], factors[1::2], lows, masks, strict=True):
+                here = slice(span.start, span.stop)
+                grad_low = (above[here] @ B).mul_(span.scale / (1 - span.share))
+                mask = None if kept is None else kept.to(kind)
+                grad_A = grad_low.T @ (rows[here] if mask is None else rows[here] * mask)
+                grads += [grad_A, above[here].T @ low]
+                if grad_x is not None:
+                    torch.mm(grad_low, A, out=grad_x[here])
+                    if mask is not None:
+                        grad_x[here].mul_(mask)
+            grad_x = None if grad_x is None else grad_x.view(x.shape).to(x.dtype)
+        return grad_x, grad, None, *(grad.to(kind) for grad, kind in zip(grads, ctx.kinds, strict=True))
 
 
-def kept_by_dropout(shape: tuple[int, ...], share: float) -> Tensor:
+def kept_by_dropout(shape: tuple[int, ...], share: float, chance: torch.Generator | None = None) -> Tensor:
     """1 with probability 1 - share (to a 32768th) and 0 otherwise; four elements per draw of the generator.
 
     Arithmetic on int16 and a result of int8: torch's comparisons and casts of bool are three times slower on a CPU.
@@ -101,6 +144,6 @@ def kept_by_dropout(shape: tuple[int, ...], share: float) -> Tensor:
     0.95
     """
     count = int(torch.Size(shape).numel())
-    chance = torch.empty(-(-count // 4), dtype=torch.int64).random_().view(torch.int16)[:count]
-    below = chance.bitwise_and_(HIGHEST_DRAW).sub_(round(share * (HIGHEST_DRAW + 1)))  # negative where dropped
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(generator=chance).view(torch.int16)[:count]
+    below = drawn.bitwise_and_(HIGHEST_DRAW).sub_(round(share * (HIGHEST_DRAW + 1)))  # negative where dropped
     return below.bitwise_right_shift_(15).add_(1).to(torch.int8).view(shape)

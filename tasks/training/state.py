@@ -23,6 +23,8 @@ class RunState:
         micro_batch: rows at once, after what memory has forced; None for the whole batch.
         random: the generators' states at the end of `step`.
         probe: answers of the adapter before the first step; at the end they must have changed.
+        together: whether its rows share passes over the base with other adapters' rows, as was measured; None where it
+            was not; and why.
     """
 
     step: int = 0
@@ -37,6 +39,8 @@ class RunState:
     micro_batch: int | None = None
     random: dict[str, Tensor] = field(default_factory=dict)
     probe: Tensor | None = None
+    together: bool | None = None
+    together_reason: str = ""
 
     def note_chance(self, device: torch.device) -> None:
         """Remember the generators as they are now."""
@@ -55,6 +59,7 @@ class RunState:
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The run as (JSON values, tensors)."""
         plain = {name: getattr(self, name) for name in ("step", "start_loss", "tokens", "padded", "seconds")}
+        plain |= {"together": self.together, "together_reason": self.together_reason}
         plain |= {"micro_batch": self.micro_batch, "lowest": None if math.isinf(self.lowest) else self.lowest}
         plain |= {"steps": [asdict(step) for step in self.steps], "looks": [asdict(look) for look in self.looks]}
         tensors = {f"now/{name}": parameter for name, parameter in trained_tensors(model)}

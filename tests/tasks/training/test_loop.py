@@ -17,12 +17,14 @@ from torch.nn import functional as F
 from tasks.data.examples import Example
 from tasks.methods.build import attached, fresh_adapter
 from tasks.specs import AdapterSpec, BaseSpec, MethodSpec
-from tasks.training import loop
+from tasks.training import loop, part
 from tasks.training.base import Base, load_base
 from tasks.training.curve import Look, Step
 from tasks.training.encoding import collate, encode
 from tasks.training.loop import Progress, Trained, train_adapter
 from tasks.training.losses import answer_logits_of, summed_loss, validation_loss, validation_reading
+from tasks.training.part import Part, alone, gradients
+from tasks.training.state import RunState
 
 LABELS = ("card", "loan", "theft")
 KINDS = [("generation", "tiny_base"), ("classification", "tiny_base"), ("classification", "tiny_encoder")]
@@ -57,7 +59,7 @@ def test_a_batch_cut_into_pieces_has_the_same_gradient(
 ) -> None:
     base = base_of(request.getfixturevalue(which), kind, quantization="none")
     rows = encode(base, make_rows(kind, 8))
-    gradients = []
+    found = []
     for micro in (None, micro_batch):
         with fresh_adapter(base, MethodSpec(rank=4, dropout=0), seed=0) as model:
             for name, parameter in model.named_parameters():
@@ -65,10 +67,10 @@ def test_a_batch_cut_into_pieces_has_the_same_gradient(
                     parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
             answer = answer_logits_of(base, model, rows[:2])
             model.eval()  # an encoder has dropout of its own
-            loss, seen, _ = loop._backward(base, answer, rows, micro, lambda: False)
+            loss, seen, _ = alone(gradients(Part.of(base, model, answer, rows, RunState()), micro, lambda: False))
             grads = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
-            gradients.append((loss, seen, torch.cat(grads)))
-    (loss, seen, whole), (again, seen_again, pieces) = gradients
+            found.append((loss, seen, torch.cat(grads)))
+    (loss, seen, whole), (again, seen_again, pieces) = found
     assert again == pytest.approx(loss, rel=1e-5)
     assert seen == seen_again
     assert whole.norm() > 0
@@ -161,13 +163,8 @@ def test_the_best_look_is_what_is_written(
 def test_a_loss_that_is_no_number_ends_the_run_with_the_best_adapter(
     tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, calls = loop._backward, count(1)
-
-    def poisoned(*asked: Any) -> tuple[float, int, int]:
-        loss, tokens, width = whole(*asked)
-        return (math.nan if next(calls) == 7 else loss), tokens, width
-
-    monkeypatch.setattr(loop, "_backward", poisoned)
+    whole, calls = part.backward, count(1)
+    monkeypatch.setattr(part, "backward", lambda asked: math.nan if next(calls) == 7 else whole(asked))
     spec = make_spec("generation", tiny_base, steps=12, validations=4)
     trained = run(spec, make_rows("generation", 24), tmp_path)
     assert len(trained.curve.steps) == 7

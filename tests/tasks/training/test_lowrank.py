@@ -15,7 +15,7 @@ from tasks.methods.build import fresh_adapter
 from tasks.specs import BaseSpec, MethodSpec
 from tasks.training.base import Base, load_base
 from tasks.training.encoding import collate, encode
-from tasks.training.lowrank import LowRankUpdate, compute_in_few_passes, kept_by_dropout
+from tasks.training.lowrank import compute_in_few_passes, kept_by_dropout, updated
 
 LABELS = ("card", "loan", "theft")
 Make = Callable[..., Any]
@@ -71,7 +71,7 @@ def operands(rows: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 def test_the_gradient_is_the_derivative(share: float) -> None:
     def update(*tensors: Tensor) -> Tensor:
         torch.manual_seed(2)  # the same elements are dropped at every call
-        return LowRankUpdate.apply(*tensors, 1.7, share)
+        return updated(*tensors, 1.7, share)
 
     assert torch.autograd.gradcheck(update, operands())
 
@@ -79,7 +79,7 @@ def test_the_gradient_is_the_derivative(share: float) -> None:
 def test_dropout_is_that_of_its_definition() -> None:
     x, y, A, B = operands()
     torch.manual_seed(5)
-    found = LowRankUpdate.apply(x, y, A, B, 1.7, 0.4)
+    found = updated(x, y, A, B, 1.7, 0.4)
     torch.manual_seed(5)
     kept = kept_by_dropout((14, 5), 0.4).view(2, 7, 5)
     assert torch.allclose(found, y + 1.7 * (x * kept / 0.6) @ A.T @ B.T)
@@ -87,7 +87,7 @@ def test_dropout_is_that_of_its_definition() -> None:
 
 def test_no_gradient_is_computed_for_an_input_that_wants_none() -> None:
     x, y, A, B = operands()
-    LowRankUpdate.apply(x.detach(), y, A, B, 1.0, 0.0).sum().backward()
+    updated(x.detach(), y, A, B, 1.0, 0.0).sum().backward()
     assert x.grad is None
     assert A.grad is not None
     assert torch.equal(y.grad, torch.ones_like(y))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import torch
 
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.specs import AdapterSpec, MethodSpec
-from tasks.training import loop
+from tasks.training import part
 from tasks.training.base import load_base
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.interruption import Stopped, told_to_stop
@@ -113,7 +113,7 @@ def test_a_finished_run_that_was_not_registered_is_not_trained_again(
 ) -> None:
     spec, rows = asked("generation", "tiny_base", checkpoint_minutes=60), make_rows("generation", 32)
     run(spec, rows, tmp_path / "first", checkpoints=Checkpoints(tmp_path / "kept", "a run"))
-    monkeypatch.setattr(loop, "_backward", lambda *_: pytest.fail("a step was taken again"))
+    monkeypatch.setattr(part, "backward", lambda *_: pytest.fail("a step was taken again"))
     run(spec, rows, tmp_path / "second", checkpoints=Checkpoints(tmp_path / "kept", "a run"))
     assert digests(tmp_path / "second") == digests(tmp_path / "first")
 
@@ -131,14 +131,14 @@ def test_out_of_memory_halves_the_rows_at_once_and_learns_the_same(
 ) -> None:
     method = MethodSpec(rank=4, dropout=0.0)
     spec, rows = asked("generation", "tiny_base", method=method, batch_size=8), make_rows("generation", 32)
-    whole, summed, said = run(spec, rows, tmp_path / "whole"), loop.summed_loss, []
+    whole, summed, said = run(spec, rows, tmp_path / "whole"), part.summed_loss, []
 
     def cramped(base: Any, answer: Any, inputs: Any, labels: Any) -> Any:
         if len(labels) > 2:
             raise error
         return summed(base, answer, inputs, labels)
 
-    monkeypatch.setattr(loop, "summed_loss", cramped)
+    monkeypatch.setattr(part, "summed_loss", cramped)
     small = run(spec, rows, tmp_path / "small", say=said.append)
     assert small.micro_batch == 2
     assert [line.split(":")[1] for line in said] == [" 4 rows at once from here, same batch"] * 1 + [
@@ -154,7 +154,7 @@ def test_one_row_that_does_not_fit_is_refused_with_what_would_help(
     def full(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(loop, "summed_loss", full)
+    monkeypatch.setattr(part, "summed_loss", full)
     with pytest.raises(SpecRefused, match=r"one row of \d+ tokens needs more memory than there is -> set training"):
         run(asked("generation", "tiny_base"), make_rows("generation", 32), tmp_path / "never")
 
@@ -165,7 +165,7 @@ def test_any_other_error_of_a_step_is_not_taken_for_a_lack_of_memory(
     def broken(*_: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop, "summed_loss", broken)
+    monkeypatch.setattr(part, "summed_loss", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         run(asked("generation", "tiny_base"), make_rows("generation", 32), tmp_path / "never")
 
