@@ -28,7 +28,7 @@ demo: $(STAMP)
 	@.venv/bin/factory demo
 
 test: $(STAMP)
-	@.venv/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@.venv/bin/ruff format --check .
