@@ -15,12 +15,13 @@ from registry.records import VersionRecord
 from tasks.data.examples import Example, input_columns
 from tasks.drift.apart import near_rows
 from tasks.drift.outdated import outdated_labels
-from tasks.drift.traffic import read_traffic
+from tasks.drift.traffic import TrafficRow, read_traffic
 from tasks.errors import SpecRefused
 from tasks.specs import SIDES, AdapterSpec, Side, SplitSpec, moment_of
 
 NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
+JUDGING, MOST_JUDGING = 0.3, 0.5  # share of the fresh rows that judge
 
 
 def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
@@ -31,7 +32,8 @@ def asked_spec(champion: VersionRecord, source: str, replay_share: float | None,
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
         raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
-    classes = newcomers(spec, source) if start != "champion" else ()
+    rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
+    classes = newcomers(spec, rows) if start != "champion" else ()
     data = spec.data.model_copy(
         update={
             "source": source,
@@ -39,7 +41,7 @@ def asked_spec(champion: VersionRecord, source: str, replay_share: float | None,
             "query": None,
             "where": {},
             "labels": (*spec.data.labels, *classes),
-            "split": SplitSpec(validation=0.1, test=0.3),
+            "split": SplitSpec(validation=0.1, test=judging_share(len(rows), spec.evaluation.gates.min_rows)),
             "near": spec.data.near.model_copy(update={"leaks": "quarantine"}),
             "max_quarantined": max(spec.data.max_quarantined, REPEATED_REQUESTS),
             # one long message of a customer is no reason not to learn from the others
@@ -61,11 +63,20 @@ def apart(home: Home, spec: AdapterSpec, fresh: Dataset, side: Side) -> list[Exa
     return [row for place, row in enumerate(rows) if place not in near]
 
 
-def newcomers(spec: AdapterSpec, source: str) -> tuple[str, ...]:
+def judging_share(rows: int, needed: int) -> float:
+    """The share of `rows` that judges: three in ten, and more of few, so that nearly always as many as the gates need
+    do (by hash, so two standard deviations more are aimed at); never more than half.
+
+    >>> [round(judging_share(rows, 50), 2) for rows in (100, 160, 1000)]
+    [0.5, 0.4, 0.3]
+    """
+    return min(MOST_JUDGING, max(JUDGING, (needed + 2 * needed**0.5) / max(rows, 1)))
+
+
+def newcomers(spec: AdapterSpec, rows: Sequence[TrafficRow]) -> tuple[str, ...]:
     """Classes that the champion's head has no place for, and that the traffic holds often enough to be learned."""
     if spec.kind != "classification" or not spec.data.labels:
         return ()
-    rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
     counts = Counter(row.columns.get(spec.data.label, "") for row in rows)
     new = tuple(sorted(name for name in counts if name and name not in spec.data.labels))
     enough = tuple(name for name in new if counts[name] >= NEW_CLASS_ROWS)
