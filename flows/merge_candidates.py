@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flows.learn import record_of, threads
@@ -15,7 +15,7 @@ from flows.policy import on_gpu
 from flows.progress import voice
 from registry.records import EvaluationRecord
 from tasks.data.examples import Example
-from tasks.merging.catalogue import MEASURED, reads_density
+from tasks.merging.catalogue import MEASURED, reads_density, trains
 from tasks.promotion import retention
 from tasks.specs import MergeSpec, Side
 
@@ -23,30 +23,35 @@ if TYPE_CHECKING:
     from tasks.training.base import Base
 
 KEPT_UPDATES = 3
-MEASURED_ROWS = 400  # training rows per task that a measured rule reads
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One candidate: a rule with weights, a density, and a factor on the merged update."""
+    """One candidate: a rule with weights, a density, and a factor on the merged update; where it is measured on rows,
+    how many of each task, and where it trains, for how many steps."""
 
     rule: str
     weights: tuple[tuple[str, float], ...]
     density: float
     scale: float
+    rows: int = 400
+    steps: int = 300
 
     @property
     def name(self) -> str:
         density = f", density {self.density:g}" if reads_density(self.rule) else ""
-        return f"{self.rule} (scale {self.scale:g}{density})"
+        rows = f", {self.rows} rows" if self.rule in MEASURED else ""
+        steps = f", {self.steps} steps" if trains(self.rule) else ""
+        return f"{self.rule} (scale {self.scale:g}{density}{rows}{steps})"
 
 
 def settings_of(spec: MergeSpec) -> list[Setting]:
     """Every combination that the recipe asks for and the baselines, those of one update side by side."""
     return [
-        Setting(rule.rule, tuple(sorted(rule.weights.items())), density, scale)
+        Setting(rule.rule, tuple(sorted(rule.weights.items())), density, scale, rule.rows, steps)
         for rule in spec.tried
         for density in rule.density
+        for steps in (rule.steps if trains(rule.rule) else rule.steps[:1])
         for scale in rule.scale
     ]
 
@@ -60,7 +65,7 @@ class Scorer:
     ) -> None:
         self._spec, self._experts, self._plan = spec, experts, plan
         self._heads = plan.parents.heads if heads is None else heads
-        self._updates: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._updates: dict[Setting, dict[str, Any]] = {}
         self._kept: dict[str, float] = {}
 
     @classmethod
@@ -74,7 +79,7 @@ class Scorer:
 
     def updates(self, setting: Setting) -> dict[str, Any]:
         """The setting's update, unscaled."""
-        key = (setting.rule, setting.weights, setting.density)
+        key = replace(setting, scale=1.0)
         if key not in self._updates:
             while len(self._updates) >= KEPT_UPDATES:
                 del self._updates[next(iter(self._updates))]
@@ -149,12 +154,12 @@ def updates_of(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, settin
     from tasks.merging.merge import merged_updates
 
     if setting.rule in MEASURED:
-        return measured_updates(spec, experts, plan, setting.rule)
+        return measured_updates(spec, experts, plan, setting)
     weights = dict(setting.weights)
     return dict(merged_updates(plan.parents, setting.rule, weights=weights, density=setting.density, seed=spec.seed))
 
 
-def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, rule: str) -> dict[str, Any]:
+def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, setting: Setting) -> dict[str, Any]:
     """The regression mean over some of the parents' training rows, or what a short training from there on them gives.
     Validation rows stay out of it: they choose."""
     from tasks.merging.apply import fill
@@ -166,7 +171,7 @@ def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, 
     fill(base.model, plan.base)
     taking_part = hashlib.sha256(" ".join(parent.ref for parent in plan.parents.parents).encode()).hexdigest()[:8]
     rows = {
-        e.task: encode(dense_base(e), some(MEASURED_ROWS, [x for s in e.slices["train"] for x in s.examples]))
+        e.task: encode(dense_base(e), some(setting.rows, [x for s in e.slices["train"] for x in s.examples]))
         for e in experts
     }
     began = time.monotonic()
@@ -176,14 +181,14 @@ def measured_updates(spec: MergeSpec, experts: Sequence[Expert], plan: Planned, 
         voice.bar(what, done, total, (time.monotonic() - began) / done * (total - done))
 
     start = plan.place.changes(
-        f"regmean-{taking_part}", lambda: regression_mean(base, plan.parents, rows, on_layer=show)
+        f"regmean-{setting.rows}-{taking_part}", lambda: regression_mean(base, plan.parents, rows, on_layer=show)
     )
-    if rule == "regmean":
+    if not trains(setting.rule):
         return start
     began = time.monotonic()
     return plan.place.changes(
-        f"distilled-{taking_part}",
-        lambda: distilled(base, plan.parents, rows, start, seed=spec.seed, on_step=show),
+        f"distilled-{setting.rows}-{setting.steps}-{taking_part}",
+        lambda: distilled(base, plan.parents, rows, start, steps=setting.steps, seed=spec.seed, on_step=show),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flows.blessings import MOST_ROWS, answer_gates, one_by_one
@@ -190,7 +191,7 @@ def attributed(
         for left_out in experts:
             others = [e for e in experts if e.task != left_out.task]
             weights = tuple((task, weight) for task, weight in chosen.weights if task != left_out.task)
-            setting = Setting(chosen.rule, weights, chosen.density, chosen.scale)
+            setting = replace(chosen, weights=weights)
             with Scorer.opened(spec, others, without(plan, left_out.task), heads=plan.parents.heads) as scorer:
                 records = {e.task: scorer.record(setting, e, "validation") for e in experts}
             found[left_out.task] = retentions(records, alone)

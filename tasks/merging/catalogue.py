@@ -253,6 +253,7 @@ class MeasuredRule:
     title: str
     paper: str
     needs_density: bool = False
+    trains: bool = False  # for a number of steps
 
 
 MEASURED: Mapping[str, MeasuredRule] = MappingProxyType(
@@ -266,6 +267,7 @@ MEASURED: Mapping[str, MeasuredRule] = MappingProxyType(
             "distilled",
             "`regmean`, then a short training without labels towards each task's own adapter, on training inputs",
             "Hinton et al. 2015, arXiv:1503.02531",
+            trains=True,
         ),
     }
 )
@@ -274,3 +276,8 @@ MEASURED: Mapping[str, MeasuredRule] = MappingProxyType(
 def reads_density(name: str) -> bool:
     """Whether a rule of either table trims by density."""
     return RULES[name].needs_density if name in RULES else MEASURED[name].needs_density
+
+
+def trains(name: str) -> bool:
+    """Whether a rule takes a number of training steps."""
+    return name in MEASURED and MEASURED[name].trains

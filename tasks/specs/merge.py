@@ -18,6 +18,8 @@ class RuleSpec(Spec):
     density: tuple[float, ...] = Field(
         (1.0,), min_length=1, description="Shares of entries kept by a trimming rule; each is tried."
     )
+    rows: int = Field(400, ge=1, description="Training rows of each task that regmean and distilled read.")
+    steps: tuple[int, ...] = Field((300,), min_length=1, description="Steps of distilled; each number is tried.")
     weights: dict[str, float] = Field(
         default_factory=dict, description="Weight per parent task; 1 by default, negative removes a skill."
     )
@@ -28,6 +30,13 @@ class RuleSpec(Spec):
         if any(not 0 < value <= 1 for value in density):
             raise ValueError("density must lie in (0, 1]")
         return density
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_are_taken(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if min(steps) < 1:
+            raise ValueError("steps must be at least 1")
+        return steps
 
 
 BASELINES = (
