@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from prefect import flow
 
+from flows.abreast import train_abreast
 from flows.progress import voice
 from flows.together import Refusal, raise_together, unless_stopped
 from flows.train import TrainOutcome, train
+from flows.wiring import opened
 from registry.errors import RegistryError
 from tasks.errors import DependencyDown, FactoryError, GateRefused, Problem, raise_if_any
 from tasks.spec_files import load_adapter_spec
@@ -17,7 +19,8 @@ TRAIN = "train/train"  # flow and deployment, as prefect.yaml names them
 
 
 @flow(
-    name="fleet", description="Train many adapters; those of one base in turn, so that it is loaded and quantised once."
+    name="fleet",
+    description="Train many adapters; one base is loaded once for all, and passed once where that is faster.",
 )
 def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) -> dict[str, TrainOutcome | None]:
     """One adapter per spec.
@@ -30,9 +33,11 @@ def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) 
     specs = {path: load_adapter_spec(path) for path in spec_paths}
     if over_pool:
         return handed_over(list(specs), promote)
+    order = sorted(specs, key=lambda p: (specs[p].base.model, specs[p].task))
+    train_abreast(opened(), [specs[path] for path in order])
     done: dict[str, TrainOutcome | None] = {}
     refused: list[Refusal] = []
-    for place, path in enumerate(sorted(specs, key=lambda p: (specs[p].base.model, specs[p].task)), start=1):
+    for place, path in enumerate(order, start=1):
         voice.say(f"[{place}/{len(specs)}] {specs[path].task}")
         try:
             done[specs[path].task] = train(path, promote)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.keep import turn_to_make
+from flows.keep import sole, turn_to_make
 from flows.progress import voice
 from flows.wiring import Home
+from registry.attempts import LEASE
 from registry.durable import make_folders, replace_file
 from registry.failpoint import failpoint
 from registry.records import LeaseRecord
@@ -88,6 +89,24 @@ def working_on(home: Home, key: str) -> Iterator[Workplace]:
                 if finished:
                     shutil.rmtree(folder, ignore_errors=True)
             return
+
+
+@contextmanager
+def ahead_on(home: Home, key: str) -> Iterator[Workplace | None]:
+    """The workplace of a version, to do some of its work before whoever makes it; what is done there stays for that.
+
+    None where another process makes the version: nothing here is worth waiting for.
+    """
+    folder = home.settings.home / "checkpoints" / key
+    make_folders(folder)
+    with open(folder / "lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        with sole(home, LEASE + key, why="the same version is being made", enough=lambda: True) as lease:
+            yield Workplace(folder, key, lease) if lease and (folder / "lock").exists() else None
 
 
 def _forget(folders: Iterable[Path]) -> None:

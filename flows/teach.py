@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.calibration import CARD_BYTES, MEASURED, PLANNED
 from flows.keep import base_files
@@ -26,6 +27,10 @@ from tasks.specs import AdapterSpec
 from tasks.training.curve import Look
 from tasks.training.diagnosis import Finding, diagnose
 from tasks.training.recipe import reach_of
+
+if TYPE_CHECKING:
+    from registry.tracking import Run
+    from tasks.training.loop import Progress
 
 CARD = "factory.json"
 SOON_SECONDS = 10.0  # as long as a process takes to load torch, transformers and PEFT
@@ -66,7 +71,7 @@ def trained(
     """
     from tasks.training.base import load_base
     from tasks.training.interruption import told_to_stop
-    from tasks.training.loop import Progress, train_adapter
+    from tasks.training.loop import train_adapter
 
     if spec.resources.team_size > 1:
         from tasks.training.parallel import train_in_processes as train_it
@@ -74,25 +79,8 @@ def trained(
         base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
         train_it = partial(train_adapter, base)
     folder = Path(tempfile.mkdtemp(dir=home.scratch(), prefix=f"{spec.task}-"))
-    settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
     try:
-        with home.tracker.run(
-            name=name,
-            experiment=spec.task,
-            tags=dict(tags),
-            params=settings,
-            key=workplace.run_key(attempt) if workplace else None,
-            parent=workplace.run_key() if workplace and attempt else None,
-        ) as run:
-            for data in datasets:
-                run.log_dataset(data.record.source, data.digest, data.record.source, context="training")
-
-            def show(progress: Progress) -> None:
-                note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
-                if progress.seconds_left < SOON_SECONDS:
-                    answers_are_wanted_soon()
-                voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
-
+        with recorded(home, spec, name=name, tags=tags, datasets=datasets, workplace=workplace, attempt=attempt) as run:
             with threads(spec.resources.threads), told_to_stop() as stop:
                 done = train_it(
                     spec,
@@ -103,12 +91,9 @@ def trained(
                     checkpoints=workplace.checkpoints(attempt) if workplace else None,
                     stop=stop,
                     say=voice.say,
-                    on_step=lambda s: run.log_steps(
-                        [{"step": s.step, "loss": s.loss, "rate": s.rate, "grad_norm": s.grad_norm}]
-                    ),
-                    on_look=lambda look: run.log_steps([point_of(look)]),
-                    on_progress=show,
+                    **heard_by(run, name),
                 )
+            run.log_tags({"factory.compute": done.compute})
             longest = {"longest_tokens": done.longest_tokens, "longest_answer": done.longest_answer}
             plan = plan_run(spec, base_folder(spec.base), **longest)
             reach = reach_of(spec, read_shapes(base_folder(spec.base)), len(train))
@@ -119,7 +104,8 @@ def trained(
                 "tokens_per_second": done.tokens_per_second,
                 "padding_share": done.padding_share,
                 "peak_bytes": float(done.peak_bytes),
-                PLANNED: float(sum(plan.above_base.values())),
+                # the rest of a run that was taken up again says nothing of what a whole one takes
+                PLANNED: float("nan") if done.resumed else float(sum(plan.above_base.values())),
                 CARD_BYTES: float(device_memory(spec).card_bytes),
                 MEASURED: float(done.peak_above_start_bytes),
                 "start_validation_loss": done.curve.start_loss if done.curve.start_loss is not None else float("nan"),
@@ -140,6 +126,50 @@ def trained(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # an interrupted or refused run leaves nothing behind
         raise
+
+
+@contextmanager
+def recorded(
+    home: Home,
+    spec: AdapterSpec,
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    datasets: Sequence[Dataset],
+    workplace: Workplace | None,
+    attempt: int = 0,
+) -> Iterator[Run]:
+    """The run in MLflow of one training, which goes on where its workplace has begun it."""
+    settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
+    with home.tracker.run(
+        name=name,
+        experiment=spec.task,
+        tags=dict(tags),
+        params=settings,
+        key=workplace.run_key(attempt) if workplace else None,
+        parent=workplace.run_key() if workplace and attempt else None,
+    ) as run:
+        for data in datasets:
+            run.log_dataset(data.record.source, data.digest, data.record.source, context="training")
+        yield run
+
+
+def heard_by(run: Run, name: str) -> dict[str, Any]:
+    """Who hears what a training says: its run in MLflow, and people."""
+
+    def show(progress: Progress) -> None:
+        note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+        if progress.seconds_left < SOON_SECONDS:
+            answers_are_wanted_soon()
+        voice.bar(f"training {name}: step", progress.step, progress.steps, progress.seconds_left, note)
+
+    return {
+        "on_step": lambda s: run.log_steps(
+            [{"step": s.step, "loss": s.loss, "rate": s.rate, "grad_norm": s.grad_norm}]
+        ),
+        "on_look": lambda look: run.log_steps([point_of(look)]),
+        "on_progress": show,
+    }
 
 
 def point_of(look: Look) -> dict[str, float]:

@@ -23,12 +23,40 @@ from flows.promote import judged_from_ledger, moved_to_champion, scores_on_tests
 from flows.publish import mirrored, publish_training
 from flows.repairing import trained_well
 from flows.resuming import working_on
-from flows.validate import identified, validated
+from flows.validate import Dataset, identified, validated
 from flows.wiring import Home, opened
-from registry.records import EvaluationRecord, VersionRecord, base_ref
+from registry.records import BaseRecord, EvaluationRecord, VersionRecord, base_ref
+from tasks.memory import MemoryPlan
 from tasks.promotion import Decision, score_line
 from tasks.spec_files import load_adapter_spec
 from tasks.specs import AdapterSpec
+
+TAGS = {"factory.flow": "train"}  # of its run in MLflow
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a spec before it is trained. `spec` is settled, `key` that of its version."""
+
+    spec: AdapterSpec
+    base: BaseRecord
+    data: Dataset
+    plan: MemoryPlan
+    key: str
+
+
+def prepared(home: Home, spec: AdapterSpec) -> Prepared:
+    """A spec whose base is known and whose rows have come through the door, and what its run will need.
+
+    Raises:
+        FactoryError: whatever refuses it.
+    """
+    base = identified(home, spec.base)
+    data = validated(home, spec)
+    spec = settled(spec, data)
+    plan = planned(spec, base, data)
+    key = key_of(home, spec, base, made_from=[("dataset", data.digest)], judged_on=[data.digest])
+    return Prepared(spec, base, data, plan, key)
 
 
 @dataclass(frozen=True)
@@ -55,11 +83,8 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
     voice.say(
         f"{spec.task}: {spec.method.name} of rank {spec.method.rank} on {spec.base.quantization} {spec.base.model}"
     )
-    base = identified(home, spec.base)
-    data = validated(home, spec)
-    spec = settled(spec, data)
-    plan = planned(spec, base, data)
-    key = key_of(home, spec, base, made_from=[("dataset", data.digest)], judged_on=[data.digest])
+    asked = prepared(home, spec)
+    spec, base, data, key = asked.spec, asked.base, asked.data, asked.key
     with working_on(home, key) as workplace:
         if known := home.ledger.by_key(key):
             return recalled(home, known, promote)
@@ -69,9 +94,8 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
             slice_of(spec, data),
         )
         slices = [test, *earlier_slices(home, spec, data)]
-        tags = {"factory.flow": "train"}
         with trained_well(
-            home, spec, learn, choose, name=spec.task, tags=tags, datasets=[data], workplace=workplace
+            home, spec, learn, choose, name=spec.task, tags=TAGS, datasets=[data], workplace=workplace
         ) as candidate:
             before = scored(spec, [test], None, learn)[test.name]
             scores = scored(spec, slices, candidate.folder)
@@ -84,7 +108,7 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
     decision = judged_from_ledger(home, version)
     promoted = promote and moved_to_champion(home, version, decision)
     outcome = TrainOutcome(version, after, before, decision, promoted, candidate)
-    publish_training(home, outcome, data, plan)
+    publish_training(home, outcome, data, asked.plan)
     mirrored(home)
     return outcome
 

@@ -155,6 +155,11 @@ class ResourceSpec(Spec):
     shard_base: bool = Field(
         False, description="Each process keeps its share of the base; blocks are whole one at a time, while computing."
     )
+    together: Literal["auto", "never"] = Field(
+        "auto",
+        description="fleet: adapters of one base share passes over it where that is measured to be faster; "
+        "never: each by itself, to the same bytes at any time.",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: all that the process may use.")
 
     @model_validator(mode="after")

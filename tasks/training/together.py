@@ -37,7 +37,7 @@ Begin = Callable[[Base, Callable[[], bool]], Run[Trained]]
 class Together:
     """What became of the runs, in their order: a Trained, or the error that ended it; and how they were computed."""
 
-    outcomes: list[Trained | BaseException]
+    outcomes: list[Trained | Exception]
     shared: bool
     reason: str
 
@@ -78,7 +78,7 @@ class _Member:
     run: Run[Trained]
     chance: Tensor
     part: Part | None = None
-    outcome: Trained | BaseException | None = None
+    outcome: Trained | Exception | None = None
 
     @classmethod
     def begun(cls, run: Run[Trained]) -> _Member:
