@@ -24,10 +24,13 @@ REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked b
 JUDGING, MOST_JUDGING = 0.3, 0.5  # share of the fresh rows that judge
 
 
-def asked_spec(champion: VersionRecord, source: str, replay_share: float | None, start: str | None) -> AdapterSpec:
+def asked_spec(
+    home: Home, champion: VersionRecord, source: str, replay_share: float | None, start: str | None
+) -> AdapterSpec:
     """The champion's spec over the new source, whose rows are split by hash like all others.
 
-    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic.
+    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic. Where it
+    starts is as the task's own spec says: that an earlier retrain had to begin at the base is no reason to do so again.
     """
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
@@ -48,9 +51,17 @@ def asked_spec(champion: VersionRecord, source: str, replay_share: float | None,
             "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
         }
     )
-    asked = {"replay_share": replay_share, "start": "base" if classes else start}
+    usual = start or first_asked(home, champion).retrain.start
+    asked = {"replay_share": replay_share, "start": "base" if classes else usual}
     how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
     return spec.model_copy(update={"data": data, "retrain": how})
+
+
+def first_asked(home: Home, champion: VersionRecord) -> AdapterSpec:
+    """The spec that somebody wrote, of the version with which a champion's retrains began."""
+    while previous := dict(champion.parents).get("previous"):
+        champion = home.ledger.version(previous)
+    return AdapterSpec.model_validate(champion.spec)
 
 
 def apart(home: Home, spec: AdapterSpec, fresh: Dataset, side: Side) -> list[Example]:

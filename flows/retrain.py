@@ -131,7 +131,7 @@ def retrain(
     with claimed(home, champion, finding):
         since = moment_asked(labels_changed)
         source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion, since)
-        spec = asked_spec(champion, source, replay_share, start)
+        spec = asked_spec(home, champion, source, replay_share, start)
         fresh = validated(home, spec, purpose="traffic")
         if since:
             known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]

@@ -159,7 +159,7 @@ def test_rows_near_a_frozen_row_never_enter_training(factory: Any, intent: Any, 
         ]
         near = [row for row in near if len(row["text"]) > 24]
         traffic = factory.traffic("near.jsonl", [*shop, *near])
-        spec = asked_spec(champion, str(traffic), None, None)
+        spec = asked_spec(home, champion, str(traffic), None, None)
         data = validated(home, spec, purpose="traffic")
         learned = [e.input for side in ("train", "validation") for e in apart(home, spec, data, side)]
     known = [pieces(text) for text in frozen]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flows.replay import judging_share, replayed
+from flows.replay import asked_spec, judging_share, replayed
 from tasks.data.examples import Example
 from tasks.data.splits import side_of
 from tasks.specs import RetrainSpec, SplitSpec
@@ -32,3 +34,35 @@ def test_where_half_of_the_fresh_rows_suffice_nearly_always_enough_of_them_judge
         judging = [sum(side_of(key, split) == "test" for key in window) for window in windows]
         assert sum(count >= 50 for count in judging) >= 95
         assert max(judging) < 0.65 * rows
+
+
+def test_a_retrain_starts_as_the_task_s_own_spec_says_whatever_an_earlier_one_had_to_do(tmp_path: Path) -> None:
+    """The second version had to begin at the base, for a class was new; the third goes on from it again."""
+
+    def version(ref: str, start: str, labels: list[str], *parents: tuple[str, str]) -> Any:
+        spec = {
+            "task": "mood",
+            "kind": "classification",
+            "base": {"model": "/nowhere"},
+            "data": {"source": "rows.jsonl", "text": "text", "label": "label", "labels": labels},
+            "retrain": {"start": start},
+        }
+        return SimpleNamespace(ref=ref, kind="adapter", spec=spec, parents=parents)
+
+    first = version("mood:1", "champion", ["a", "b"], ("dataset", "dataset:1"))
+    second = version("mood:2", "base", ["a", "b", "c"], ("window", "dataset:2"), ("previous", "mood:1"))
+    home: Any = SimpleNamespace(ledger=SimpleNamespace(version={"mood:1": first, "mood:2": second}.__getitem__))
+    path = tmp_path / "rows.jsonl"
+
+    def start(champion: Any, labels: str, asked: str | None = None) -> str:
+        rows = [
+            {"id": f"{n}", "time": 1.7e9 + n, "text": f"row {n}", "label": labels[n % len(labels)]} for n in range(60)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return asked_spec(home, champion, str(path), None, asked).retrain.start
+
+    assert start(second, "abc") == "champion"
+    assert start(second, "abcd") == "base"
+    assert start(second, "abc", "base") == "base"
+    assert start(first, "ab") == "champion"
+    assert start(version("mood:3", "base", ["a", "b"], ("dataset", "dataset:3")), "ab") == "base"
