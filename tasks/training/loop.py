@@ -184,20 +184,25 @@ def steps_of(
             team.draw_apart(spec.seed, number)
             batch = [rows[i] for i in batches[number - 1]]
             while not team.any(stop()):
+                halted = cramped = False
                 try:
                     halt = stop if team.size == 1 else lambda: False  # a team stops together, between steps
                     whole = Part.of(base, model, answer, batch, state, len(batches) - state.step)
                     loss, seen, width = yield from gradients(whole, state.micro_batch, halt, team)
-                    break
                 except Halted:
-                    pass
-                except Exception as error:
-                    if not _is_out_of_memory(error) or team.size > 1:
+                    halted = True
+                except Exception as error:  # who waits for a part of the base from the others cannot give up alone
+                    if not _is_out_of_memory(error) or spec.resources.shard_base:
                         raise
+                    cramped = True
+                if team.any(cramped):
                     state.micro_batch = _half(state.micro_batch, batch, spec)
                     say(f"  out of memory at step {number}: {state.micro_batch} rows at once from here, same batch")
+                elif not halted:
+                    break
                 optimizer.zero_grad(set_to_none=True)
                 state.restore_chance(base.device)
+                team.draw_apart(spec.seed, number)
             else:
                 optimizer.zero_grad(set_to_none=True)
                 write()
@@ -286,12 +291,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _half(micro_batch: int | None, batch: Sequence[Encoded], spec: AdapterSpec) -> int:
-    """Half the rows at once.
+    """Half the rows at once, on each process.
 
     Raises:
         SpecRefused: one row at a time is too much already.
     """
-    rows = min(micro_batch or len(batch), len(batch))
+    share = -(-len(batch) // spec.resources.team_size)
+    rows = min(micro_batch or share, share)
     if rows == 1:
         wrong = f"one row of {max(row.length for row in batch)} tokens needs more memory than there is"
         remedy = "set training.gradient_checkpointing, or shorten data.max_tokens"

@@ -18,16 +18,17 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(LIBRARIES)
 
 
-def run_shares(job: Path, size: int, *, stop_at: int = 0) -> list[dict[str, Any]]:
+def run_shares(job: Path, size: int, *, stop_at: int = 0, room: int | None = None) -> list[dict[str, Any]]:
     """A job in so many processes: what each holds at the end, bytes of all `tensors` and the files that are `mapped`.
 
     Args:
         stop_at: SIGTERM comes to the first process after this step; 0 for never.
+        room: rows at once for which the last process has memory; any number by default.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    team = [SERVER.Process(target=_share, args=(job, rank, size, port, stop_at)) for rank in range(size)]
+    team = [SERVER.Process(target=_share, args=(job, rank, size, port, stop_at, room)) for rank in range(size)]
     for process in team:
         process.start()
     for process in team:
@@ -36,8 +37,8 @@ def run_shares(job: Path, size: int, *, stop_at: int = 0) -> list[dict[str, Any]
     return [json.loads((job / f"held-{rank}").read_text()) for rank in range(size)]
 
 
-def _share(job: Path, rank: int, size: int, port: int, stop_at: int) -> None:
-    from tasks.training import parallel
+def _share(job: Path, rank: int, size: int, port: int, stop_at: int, room: int | None) -> None:
+    from tasks.training import parallel, part
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -46,6 +47,14 @@ def _share(job: Path, rank: int, size: int, port: int, stop_at: int) -> None:
         if what == "step" and told["step"] == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    summed_loss = part.summed_loss
+
+    def cramped(base: Any, answer: Any, inputs: Any, labels: Any) -> Any:
+        if room is not None and rank == size - 1 and len(labels) > room:
+            raise MemoryError
+        return summed_loss(base, answer, inputs, labels)
+
+    part.summed_loss = cramped
     parallel._tell = hear
     try:
         parallel.run_share(job)

@@ -104,6 +104,22 @@ def test_a_batch_that_does_not_divide_among_them_is_learned_whole(
     assert_same_adapter(tmp_path / "alone", tmp_path / "adapter")
 
 
+def test_where_one_process_lacks_memory_all_hold_fewer_rows_at_once_and_learn_the_same(
+    tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    """Four rows each of a batch of eight; the last process has room for one."""
+    spec = make_spec("generation", tiny_base, steps=4, batch_size=8, compute_dtype="float32")
+    rows, held_out = make_rows("generation", 40), make_rows("generation", 20, 1)
+    single = alone(spec, rows, held_out, tmp_path / "alone")
+    write_job(tmp_path, shared(spec, processes=2), rows, held_out)
+    run_shares(tmp_path, 2, room=1)
+    done = json.loads((tmp_path / "done.json").read_text())
+    assert done["micro_batch"] == 1
+    steps = done["curve"]["steps"]
+    assert [step["loss"] for step in steps] == pytest.approx([s.loss for s in single.curve.steps], rel=2e-3)
+    assert_same_adapter(tmp_path / "alone", tmp_path / "adapter")
+
+
 def test_what_a_process_refuses_is_refused_in_one_line(
     tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
 ) -> None:
