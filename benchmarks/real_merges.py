@@ -17,7 +17,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ from tasks.training.encoding import encode
 from tasks.training.head import start_head_from_class_means
 
 SIDES = ("validation", "test")
-LESSON_ROWS = 400
 PAIR_ROWS = 200  # validation rows per task on which the forecast is checked
 GRID: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
     ("average", (1.0,), (1.0,)),
@@ -63,6 +62,11 @@ class Bench:
     tasks: list[Task]
     most: Mapping[str, int]
     cache: Path
+    lesson_rows: int
+
+    def lessons(self) -> dict[str, Any]:
+        """The training rows of each task that a measured rule reads."""
+        return {task.name: encode(task.base, task.rows["train"][: self.lesson_rows]) for task in self.tasks}
 
     def rows(self, task: Task, *sides: str) -> tuple[Example, ...]:
         return tuple(row for side in sides for row in task.rows[side][: self.most[side]])
@@ -86,21 +90,28 @@ def main() -> int:
     parser.add_argument("--tasks", default="", help="comma-separated; all of the kind by default")
     parser.add_argument("--validation", type=int, default=300, help="rows per task that choose settings")
     parser.add_argument("--test", type=int, default=1000, help="rows per task that judge")
-    parser.add_argument("--steps", type=int, default=240, help="steps of the distillation; 0 leaves it out")
+    parser.add_argument("--rows", type=int, default=400, help="training rows per task that the measured rules read")
+    parser.add_argument("--steps", default="240", help="steps of the distillation, comma-separated; none leaves it out")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     tasks = tasks_of(asked.kind, [name for name in asked.tasks.split(",") if name])
-    bench = Bench(tasks, {"validation": asked.validation, "test": asked.test}, asked.cache)
+    bench = Bench(tasks, {"validation": asked.validation, "test": asked.test}, asked.cache, asked.rows)
     folders = {task.name: trained(task, asked.cache) for task in tasks}
     plan = check_parents([Parent(f"{name}:1", name, folder, "one") for name, folder in folders.items()])
     alone = before_and_alone(bench, folders)
     best = {rule: best_setting(bench, plan, alone["validation"], rule, found) for rule, found in candidates(plan)}
     regmean = measured(bench, plan)
-    found = [(f"{LESSON_ROWS} rows a task", regmean, 1.0)]
+    found = [(f"{asked.rows} rows a task", regmean, 1.0)]
     best["regmean"] = best_setting(bench, plan, alone["validation"], "regmean", found)
-    if asked.steps:
-        taught = cache(lambda: alignment(bench, plan, regmean(), asked.steps))
-        found = [(f"{asked.steps} steps from regmean", taught, 1.0)]
+    if numbers := [int(number) for number in asked.steps.split(",") if number]:
+        found = [
+            (
+                f"{steps} steps on {asked.rows} rows a task",
+                cache(lambda steps=steps: alignment(bench, plan, regmean(), steps)),
+                1.0,
+            )
+            for steps in numbers
+        ]
         best["distilled"] = best_setting(bench, plan, alone["validation"], "distilled", found)
     chosen = max(best, key=lambda rule: (round(min(best[rule].kept.values()), 2), mean(best[rule].kept)))
     rows = {"base": alone["test"]["base"], "routing": alone["test"]["experts"]}
@@ -108,7 +119,7 @@ def main() -> int:
         rows[f"{rule} ({one.how})"] = scored(bench, plan, rule, one, "test")
         print(f"  test, {rule} ({one.how}): {retentions(rows[f'{rule} ({one.how})'], alone['test'])}", flush=True)
     if asked.kind == "classification":
-        for rule in ("regmean", "distilled") if asked.steps else ("regmean",):
+        for rule in ("regmean", "distilled") if numbers else ("regmean",):
             name = f"{rule} ({best[rule].how}), heads refitted"
             rows[name] = scored(bench, plan, f"{rule} refitted", best[rule], "test", refit=True)
     kept = {name: retentions(found, alone["test"]) for name, found in rows.items()}
@@ -186,24 +197,18 @@ def best_setting(
 
 
 def measured(bench: Bench, plan: MergePlan) -> Callable[[], Updates]:
-    @cache
-    def found() -> Updates:
-        rows = {task.name: encode(task.base, task.rows["train"][:LESSON_ROWS]) for task in bench.tasks}
-        return regression_mean(bench.tasks[0].base, plan, rows)
-
-    return found
+    return cache(lambda: regression_mean(bench.tasks[0].base, plan, bench.lessons()))
 
 
 def alignment(bench: Bench, plan: MergePlan, start: Updates, steps: int) -> Updates:
-    """A few hundred steps of distillation on inputs of training rows."""
+    """Some hundred steps of distillation on inputs of training rows."""
     began = time.monotonic()
-    rows = {task.name: encode(task.base, task.rows["train"][:LESSON_ROWS]) for task in bench.tasks}
 
     def show(step: int, steps: int, loss: float) -> None:
         if step % 20 == 0:
             print(f"  distilled: step {step} of {steps}, loss {loss:.4f}, {time.monotonic() - began:.0f} s", flush=True)
 
-    return distilled(bench.tasks[0].base, plan, rows, start, steps=steps, on_step=show)
+    return distilled(bench.tasks[0].base, plan, bench.lessons(), start, steps=steps, on_step=show)
 
 
 def scored(bench: Bench, plan: MergePlan, rule: str, one: Setting, side: str, *, refit: bool = False) -> Scored:
@@ -249,7 +254,9 @@ def foresight(bench: Bench, plan: MergePlan, alone: dict[str, Scored]) -> None:
     interference beside what a plain mean and an aligned merge keep of it on validation rows."""
     seen: dict[str, list[tuple[float, dict[str, float], str]]] = {"pairs": [], "all": []}
     for group in [*itertools.combinations(bench.tasks, 2), tuple(bench.tasks)]:
-        few = Bench(list(group), {**bench.most, "validation": min(PAIR_ROWS, bench.most["validation"])}, bench.cache)
+        few = replace(
+            bench, tasks=list(group), most={**bench.most, "validation": min(PAIR_ROWS, bench.most["validation"])}
+        )
         some = check_parents([one for one in plan.parents if one.task in {task.name for task in group}])
         known = {who: {t.name: part(alone[who][t.name], few.rows(t, "validation")) for t in group} for who in alone}
         kept = {}
