@@ -109,7 +109,7 @@ def test_two_processes_with_half_a_base_each_give_the_single_process_result(
 
 @pytest.mark.parametrize(
     "method",
-    [MethodSpec(name=name, rank=4, dropout=0.0) for name in ("eva", "bottleneck", "prefix")],
+    [MethodSpec(name=name, rank=4, dropout=0.0) for name in ("eva", "adalora", "bottleneck", "prefix")],
     ids=lambda method: method.name,
 )
 def test_methods_that_need_no_whole_base_train_on_a_shared_one(
