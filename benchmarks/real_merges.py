@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +94,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=400, help="training rows per task that the measured rules read")
     parser.add_argument("--steps", default="240", help="steps of the distillation, comma-separated; none leaves it out")
     asked = parser.parse_args()
+    if "FACTORY_DATA" not in os.environ or "FACTORY_MINILM" not in os.environ:
+        parser.error("export FACTORY_DATA and FACTORY_MINILM first; benchmarks/README.md says what they name")
     torch.set_num_threads(1)
     tasks = tasks_of(asked.kind, [name for name in asked.tasks.split(",") if name])
     bench = Bench(tasks, {"validation": asked.validation, "test": asked.test}, asked.cache, asked.rows)
