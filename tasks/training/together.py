@@ -48,7 +48,7 @@ def train_together(
     *,
     stop: Callable[[], bool] = lambda: False,
     share: bool | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.process_time,
 ) -> Together:
     """Train adapters of one base at the same pace; an error of one ends that one alone.
 
@@ -56,6 +56,7 @@ def train_together(
         runs: each begins a run, given a base of its own and what to ask whether to stop; see `loop.steps_of`.
         stop: asked once before each pass; True ends every run with a checkpoint.
         share: whether their rows share passes; by default as was measured, now or before a stop.
+        clock: seconds of this process, by default of its processors: what else the machine does is not measured.
     """
     pace = _Pace(base, clock, share)
     with torch.random.fork_rng(devices=[]):
