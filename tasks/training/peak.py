@@ -40,8 +40,9 @@ class Peak:
 
 
 @contextmanager
-def handing_back(device: torch.device) -> Iterator[None]:
-    """While it is entered the C library returns every block of a megabyte and more to the system when it is freed.
+def handing_back(device: torch.device, adapters: int = 1) -> Iterator[None]:
+    """While it is entered the C library returns every block of a megabyte and more to the system when it is freed, of
+    so many megabytes as adapters share a pass: their blocks are as many times as large, and new ones cost time.
 
     By default glibc keeps blocks of up to 32 MB for later, in pieces that the next step's tensors do not fit: a run
     on a CPU then holds up to twice what it uses. What follows a run takes its blocks anew at once, and keeps them.
@@ -49,7 +50,7 @@ def handing_back(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         yield
         return
-    _tell_glibc(MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    _tell_glibc(MMAP_THRESHOLD, adapters * LARGE_BLOCK_BYTES)
     try:
         yield
     finally:

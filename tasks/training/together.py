@@ -21,6 +21,7 @@ from tasks.training.base import Base
 from tasks.training.folder import first_line
 from tasks.training.loop import Trained
 from tasks.training.part import Halted, Part, Run, backward
+from tasks.training.peak import handing_back
 from tasks.training.several import Several, twin_of
 from tasks.training.state import trained_tensors
 
@@ -63,9 +64,10 @@ def train_together(
         for begin in runs:
             pace.members.append(_Member.begun(begin(twin_of(base), lambda: pace.over)))
         try:
-            while at_work := [member for member in pace.members if member.part]:
-                pace.over = pace.settle(at_work) or stop()
-                pace.step(at_work)
+            with handing_back(base.device, len(runs)):
+                while at_work := [member for member in pace.members if member.part]:
+                    pace.over = pace.settle(at_work) or stop()
+                    pace.step(at_work)
         finally:
             for member in pace.members:
                 member.run.close()
