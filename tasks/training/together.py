@@ -27,7 +27,7 @@ from tasks.training.state import trained_tensors
 
 TRIED_STEPS = 5  # of which the first, slower whatever it is, does not count
 WORTH = 1.05  # times as fast; less is within what timing so few steps can tell
-ENOUGH_STEPS = 4 * TRIED_STEPS
+ENOUGH_STEPS = 20 * TRIED_STEPS  # so that a trial in vain costs a twentieth of a run at most
 CLOSE = {torch.bfloat16: 0.1}  # of the gradient's norm; float32 is held to 1e-3
 
 Gradients = Mapping[str, Tensor | None]

@@ -122,6 +122,7 @@ def test_those_of_one_base_share_passes_and_are_registered_as_in_turn_also_after
 
     monkeypatch.setattr(Several, "backward", counted)
     monkeypatch.setattr("tasks.training.together.WORTH", 0.0)  # whatever the clock says
+    monkeypatch.setattr("tasks.training.together.ENOUGH_STEPS", STEPS)
     how = {"training__steps": STEPS, "training__checkpoint_minutes": 60, "method__dropout": 0.1}
     specs = [factory.spec(desk[name], **how) for name in ("tone", "topic")]
     specs.append(factory.spec(desk["intent"], resources__together="never", **how))

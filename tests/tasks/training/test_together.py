@@ -23,10 +23,11 @@ from tasks.training.encoding import collate, encode
 from tasks.training.interruption import Stopped
 from tasks.training.loop import Trained, steps_of, train_adapter
 from tasks.training.several import Several, refusal_of, twin_of
-from tasks.training.together import ENOUGH_STEPS, TRIED_STEPS, Together, train_together
+from tasks.training.together import TRIED_STEPS, Together, train_together
 
 Make = Callable[..., Any]
 WEIGHTS = "adapter_model.safetensors"
+ENOUGH = 20  # steps of a run that is tried here
 
 
 @pytest.fixture
@@ -94,6 +95,11 @@ def curve_of(trained: Any) -> list[tuple[float, ...]]:
 def stopping_after(passes: int) -> Callable[[], bool]:
     turns = count()
     return lambda: next(turns) >= passes
+
+
+@pytest.fixture(autouse=True)
+def short_runs_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.training.together.ENOUGH_STEPS", ENOUGH)
 
 
 def passing(seconds_apart: float, seconds_together: float) -> Callable[[], float]:
@@ -195,7 +201,7 @@ def test_one_that_is_refused_ends_alone(three: Any, rows: Any, tmp_path: Path) -
 def test_together_is_where_it_was_measured_to_be_faster_and_a_run_says_so(
     joint: float, shared: bool, three: Any, rows: Any, tmp_path: Path
 ) -> None:
-    longer = [s.model_copy(update={"training": s.training.model_copy(update={"steps": ENOUGH_STEPS})}) for s in three]
+    longer = [s.model_copy(update={"training": s.training.model_copy(update={"steps": ENOUGH})}) for s in three]
     specs = [s.model_copy(update={"training": s.training.model_copy(update={"micro_batch": None})}) for s in longer]
     clock = passing(2.0, joint)
     found = at_once(specs, rows, tmp_path / "first", tmp_path / "kept", clock=clock)
@@ -211,7 +217,7 @@ def test_together_is_where_it_was_measured_to_be_faster_and_a_run_says_so(
         where = tmp_path / "on" / str(number)
         done = train_adapter(base_of(spec), spec, mine[8:], mine[:8], where, checkpoints=kept, say=said.append)
         assert found.reason in done.compute
-    assert said == [f"  resumed from step {TRIED_STEPS} of {ENOUGH_STEPS} (verified)"] * 3
+    assert said == [f"  resumed from step {TRIED_STEPS} of {ENOUGH} (verified)"] * 3
     by_themselves(specs, rows, tmp_path / "alone")
     assert digests(tmp_path / "on") == digests(tmp_path / "alone")  # nothing of what was tried is left
 
@@ -246,7 +252,7 @@ def test_a_pass_that_fails_parts_them_at_their_last_step(
 def test_what_is_no_plain_low_rank_update_is_trained_by_itself(
     method: str, three: Any, rows: Any, tmp_path: Path
 ) -> None:
-    specs = [s.model_copy(update={"training": s.training.model_copy(update={"steps": ENOUGH_STEPS})}) for s in three]
+    specs = [s.model_copy(update={"training": s.training.model_copy(update={"steps": ENOUGH})}) for s in three]
     specs[2] = specs[2].model_copy(update={"method": MethodSpec(name=method, rank=4)})
     found = at_once(specs, rows, tmp_path)
     assert not found.shared
