@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import DependencyDown
@@ -21,6 +22,7 @@ from registry.spool import Journal, Position
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+BEGINNING = Lock()  # of this process's senders one at a time looks for a run and creates it: none is there twice
 POINTS_PER_CALL = 1000  # MLflow's own limit for metrics; 100 for tags and parameters
 TAGS_PER_CALL = 100
 
@@ -82,17 +84,24 @@ class Delivery:
     def _begin(self, event: dict[str, Any]) -> None:
         """The run in MLflow, found or created."""
         mlflow = self._connect()
-        found = run_of(mlflow, self._journal.key)
-        if found is None:
-            experiment = experiment_id(mlflow, event["experiment"], self._artifacts)
-            tags = {**event["tags"], RUN_KEY: self._journal.key}
-            above = run_of(mlflow, event["parent"]) if event.get("parent") else None
-            if above is not None:
-                tags["mlflow.parentRunId"] = above.info.run_id
-            found = mlflow.create_run(experiment, start_time=event["at_ms"], tags=tags, run_name=event["name"])
-        elif found.info.status != "RUNNING":  # it goes on after an interruption
+        with BEGINNING:
+            found = self._found_or_created(mlflow, self._journal.key, event)
+        if found.info.status != "RUNNING":  # it goes on after an interruption
             mlflow.update_run(found.info.run_id, status="RUNNING")
         self.position = Position(self.position.offset, found.info.run_id)
+
+    def _found_or_created(self, mlflow: MlflowClient, key: str, event: dict[str, Any]) -> Any:
+        """Under its parent, which is created first where its own sender has not come to that yet."""
+        if (found := run_of(mlflow, key)) is not None:
+            return found
+        tags = {**event["tags"], RUN_KEY: key}
+        if parent := event.get("parent"):
+            begun = Journal(self._journal.folder.parent / parent).events(0)
+            first = next((earlier for earlier, _ in begun if earlier["kind"] == "begin"), None)
+            above = self._found_or_created(mlflow, parent, first) if first else run_of(mlflow, parent)
+            tags |= {"mlflow.parentRunId": above.info.run_id} if above else {}
+        experiment = experiment_id(mlflow, event["experiment"], self._artifacts)
+        return mlflow.create_run(experiment, start_time=event["at_ms"], tags=tags, run_name=event["name"])
 
 
 def _batches(events: Iterator[tuple[dict[str, Any], int]]) -> Iterator[tuple[list[dict[str, Any]], int]]:
