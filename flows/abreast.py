@@ -40,16 +40,15 @@ def train_abreast(home: Home, specs: Sequence[AdapterSpec]) -> None:
         Stopped: SIGTERM came; each has a checkpoint.
     """
     for alike in those_on_one_base(specs):
-        names = ", ".join(spec.task for spec in alike)
-        voice.say(f"{names}: on one base, one pass for all is tried")
         ready: dict[str, Prepared] = {}
         for spec in alike:
             try:
-                one = prepared(home, spec)
+                with voice.hushed():
+                    one = prepared(home, spec)
             except (FactoryError, RegistryError) as error:
                 unless_stopped(error)
             else:
-                ready |= {} if home.ledger.by_key(one.key) else {one.key: one}
+                ready |= {one.key: one} if is_worth_it(one) and not home.ledger.by_key(one.key) else {}
         for crowd in those_that_fit(list(ready.values())):
             taught_abreast(home, crowd)
 
@@ -76,6 +75,14 @@ def _may_share(spec: AdapterSpec) -> bool:
         and not method.config.get("use_dora")
         and not spec.training.gradient_checkpointing
     )
+
+
+def is_worth_it(one: Prepared) -> bool:
+    """Whether it takes so many steps that the few on which together is tried do not matter."""
+    from tasks.training import loop, together
+
+    rows = len(one.data.snapshot.examples("train"))
+    return loop.number_of_steps(one.spec, rows) >= together.ENOUGH_STEPS
 
 
 def those_that_fit(ready: Sequence[Prepared]) -> list[list[Prepared]]:
@@ -110,6 +117,8 @@ def taught_abreast(home: Home, crowd: Sequence[Prepared]) -> None:
         begun = [(one.spec.task, run) for one in crowd if (run := _begun(home, one, stack))]
         if len(begun) < 2:
             return
+        names = ", ".join(task for task, _ in begun)
+        voice.say(f"{names}: in one pass over their base, where that is faster")
         base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
         found = train_together(base, [run for _, run in begun], stop=stop)
         stopped = []
@@ -119,7 +128,6 @@ def taught_abreast(home: Home, crowd: Sequence[Prepared]) -> None:
             elif isinstance(outcome, Exception):
                 voice.say(f"  {task}: {first_line(outcome)}; again in its turn")
         if stop():
-            names = ", ".join(task for task, _ in begun)
             raise_together(stopped or [Stopped.one("E-TRAIN-003", names, "were told to stop", "run it again")])
         voice.say(f"  {found.reason}")
 

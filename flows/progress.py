@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 INTERVAL_SECONDS = 5.0
@@ -29,6 +31,15 @@ class Voice:
         if not self.quiet:
             self._close()
             print(sentence, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Silent on the terminal while the block runs: for what is done ahead and said in its turn."""
+        before, self.quiet = self.quiet, True
+        try:
+            yield
+        finally:
+            self.quiet = before
 
     def bar(self, label: str, done: int, total: int, seconds_left: float, note: str = "") -> None:
         """How far a long step is."""

@@ -318,13 +318,18 @@ def _answers(base: Base, model: Any, answer: Callable[..., Tensor], rows: Sequen
     return logits
 
 
+def number_of_steps(spec: AdapterSpec, rows: int) -> int:
+    """Optimiser steps of a run on so many rows."""
+    per_epoch = -(-rows // min(spec.training.batch_size, rows))
+    return spec.training.steps or max(1, round(spec.training.epochs * per_epoch))
+
+
 def _batches(spec: AdapterSpec, rows: Sequence[Encoded]) -> list[list[int]]:
     """The whole run's batches: as many epochs as asked for, each in its own order."""
     generator = torch.Generator().manual_seed(spec.seed)
     lengths = [row.length for row in rows]
     size = min(spec.training.batch_size, len(rows))
-    per_epoch = -(-len(rows) // size)
-    steps = spec.training.steps or max(1, round(spec.training.epochs * per_epoch))
+    steps = number_of_steps(spec, len(rows))
     batches: list[list[int]] = []
     while len(batches) < steps:
         batches += length_grouped(lengths, size, generator)
