@@ -119,6 +119,10 @@ def taught_abreast(home: Home, crowd: Sequence[Prepared]) -> None:
             return
         names = ", ".join(task for task, _ in begun)
         voice.say(f"{names}: in one pass over their base, where that is faster")
+        for one in crowd:
+            rows, peak, room = one.data.record, one.plan.peak_bytes / 2**20, one.plan.available_bytes / 2**30
+            came_in = f"{rows.rows_in} rows in, {rows.quarantined} quarantined"
+            voice.say(f"  {one.spec.task}: {came_in}; plan {peak:.0f} MiB of {room:.1f} GiB")
         base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
         found = train_together(base, [run for _, run in begun], stop=stop)
         stopped = []

@@ -130,6 +130,8 @@ def test_those_of_one_base_share_passes_and_are_registered_as_in_turn_also_after
         patch.setattr("tasks.training.interruption.told_to_stop", lambda: told_after(12))
         halted = factory.run("fleet", *specs)
     assert halted.code == 143, halted.err
+    assert "tone, topic: in one pass over their base, where that is faster" in halted.lines
+    assert [line for line in halted.lines if line.startswith("  topic: ") and "; plan " in line]
     told = [line for line in halted.lines if line.startswith("E-TRAIN-003")]
     assert [line.split(" -> ")[0] for line in told] == [
         f"E-TRAIN-003 {task}: was told to stop after step 12 of {STEPS}, a checkpoint holds it"
