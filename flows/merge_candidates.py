@@ -34,8 +34,8 @@ class Setting:
     weights: tuple[tuple[str, float], ...]
     density: float
     scale: float
-    rows: int = 400
-    steps: int = 300
+    rows: int = 0
+    steps: int = 0
 
     @property
     def name(self) -> str:
@@ -48,10 +48,11 @@ class Setting:
 def settings_of(spec: MergeSpec) -> list[Setting]:
     """Every combination that the recipe asks for and the baselines, those of one update side by side."""
     return [
-        Setting(rule.rule, tuple(sorted(rule.weights.items())), density, scale, rule.rows, steps)
+        Setting(rule.rule, tuple(sorted(rule.weights.items())), density, scale, rows, steps)
         for rule in spec.tried
         for density in rule.density
-        for steps in (rule.steps if trains(rule.rule) else rule.steps[:1])
+        for rows in ((rule.rows,) if rule.rule in MEASURED else (0,))
+        for steps in (rule.steps if trains(rule.rule) else (0,))
         for scale in rule.scale
     ]
 

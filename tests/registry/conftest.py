@@ -19,6 +19,7 @@ import pytest
 from registry.ledger import Ledger
 from registry.records import BaseRecord, CodeRecord, DatasetRecord, EvaluationRecord, Parent, VersionDraft
 from registry.store import Store
+from registry.tracking import Tracker
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORK = multiprocessing.get_context("fork")
@@ -228,3 +229,8 @@ def mlflow_folder(mlflow_template: Path, tmp_path: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(mlflow_template, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture
+def tracker(mlflow_folder: Path) -> Tracker:
+    return Tracker(f"sqlite:///{mlflow_folder}/mlflow.db", folder=mlflow_folder, interval_seconds=0.01)
