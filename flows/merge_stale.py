@@ -48,6 +48,16 @@ def stale_merges(home: Home, names: Iterable[str] | None = None) -> tuple[Stale,
     return tuple(found)
 
 
+def made_stale(home: Home, task: str) -> tuple[Stale, ...]:
+    """The served merges that the last move of a task's champion has made stale.
+
+    Only what contains a version of the task is looked at: a fleet promotes thousands.
+    """
+    made = [ref for one in home.ledger.listed(task) for ref in home.ledger.containing(f"{task}:{one.number}")]
+    names = {ref.partition(":")[0] for ref in made} - {task}
+    return tuple(mark for mark in stale_merges(home, names) if mark.parent.partition(":")[0] == task)
+
+
 def merged_again(home: Home, stale: Sequence[Stale]) -> tuple[MergeOutcome, ...]:
     """Each of these merges by its own recipe, with the adapters that serve its tasks now; one that passes its gates
     takes the place of the old one.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import flow
 from prefect.events import emit_event
 
-from flows.merge_stale import Stale, merged_again, stale_merges
+from flows.merge_stale import Stale, made_stale, merged_again, stale_merges
 from flows.progress import voice
 from flows.wiring import Home, opened
 from infra.automations import STALE_EVENT, stale_resource
@@ -28,13 +28,9 @@ def refresh() -> Sequence[MergeOutcome]:
 
 
 def told_stale(home: Home, task: str) -> tuple[Stale, ...]:
-    """The served merges that a promotion has made stale, said and sent as an event, one for each merged model.
-
-    Only what contains a version of the task is looked at: a fleet promotes thousands.
-    """
-    made = [ref for one in home.ledger.listed(task) for ref in home.ledger.containing(f"{task}:{one.number}")]
-    names = {ref.partition(":")[0] for ref in made} - {task}
-    marked = tuple(mark for mark in stale_merges(home, names) if mark.parent.partition(":")[0] == task)
+    """The served merges that a move of the champion has made stale, said and sent as an event, one for each merged
+    model."""
+    marked = made_stale(home, task)
     for mark in marked:
         voice.say(f"  {mark.sentence}")
     for ref in sorted({mark.merged for mark in marked}):

@@ -74,6 +74,41 @@ def test_a_promotion_sends_one_event_for_each_served_merge_that_contains_its_tas
     assert heard == [("merged.stale", "merged.all", {"merged": "all:1", "task": "desk"})]
 
 
+def test_a_rollback_tells_what_it_made_stale_as_a_promotion_does_and_to_people_where_no_server_hears(
+    shelf: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """desk is merged again after triage:2 came; triage:1 comes back. A free port is a server that is down."""
+    import socket
+
+    import flows.rollback as back
+
+    heard: list[Any] = []
+    monkeypatch.setattr("flows.refresh.emit_event", lambda name, *, resource, payload: heard.append((name, payload)))
+    monkeypatch.setattr("flows.progress.voice.quiet", False)
+    monkeypatch.setattr(back, "moves_told_within", lambda *_: None)
+    for version in (shelf.made("triage"), shelf.made("triage", more="again"), shelf.made("triage", more="third")):
+        shelf.serve(version)
+    shelf.serve(shelf.made("route"))
+    shelf.serve(shelf.made("desk", "triage:3", "route:1"))
+    heard.clear()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"http://127.0.0.1:{server.getsockname()[1]}/api"
+        home: Any = SimpleNamespace(ledger=shelf.ledger, settings=SimpleNamespace(prefect_api_url=there))
+        monkeypatch.setattr(back, "opened", lambda: home)
+        assert back.rollback("triage").number == 2
+    assert heard == [("merged.stale", {"merged": "desk:1", "task": "triage"})]
+    for home.settings.prefect_api_url in (there, None):
+        capsys.readouterr()
+        back.stale_told(home, "triage")
+        said = capsys.readouterr().err
+        assert "desk:1 contains triage:3; triage:2 is served since: merge its recipe again" in said
+        assert "`factory merge --stale`" in said
+    assert len(heard) == 1
+    capsys.readouterr()
+    back.stale_told(home, "route")
+    assert capsys.readouterr().err == ""
+
+
 def test_no_flow_moves_a_champion_beside_the_place_that_tells_what_became_stale() -> None:
     """The witness reads the sources."""
     written = {path.name: path.read_text() for path in Path(flows.__file__ or "").parent.glob("**/*.py")}
