@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 8
+FEW_ROWS = 4  # of one adapter in one pass; with more a pass of its own has enough to do
 
 
 def train_abreast(home: Home, specs: Sequence[AdapterSpec]) -> None:
@@ -64,13 +65,14 @@ def those_on_one_base(specs: Sequence[AdapterSpec]) -> Iterator[list[AdapterSpec
 
 
 def _may_share(spec: AdapterSpec) -> bool:
-    """Classes have heads and labels of their own, a team shares each batch already, and what is computed again in the
-    backward pass would be dropped out anew."""
+    """Many rows fill a pass by themselves, classes have heads and labels of their own, a team shares each batch already,
+    and what is computed again in the backward pass would be dropped out anew."""
     method = METHODS[spec.method.name]
     return (
         spec.resources.together == "auto"
         and spec.resources.team_size == 1
         and spec.kind == "generation"
+        and (spec.training.micro_batch or spec.training.batch_size) <= FEW_ROWS
         and method.is_low_rank
         and not method.config.get("use_dora")
         and not spec.training.gradient_checkpointing

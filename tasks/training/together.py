@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from tasks.training.several import Several, twin_of
 from tasks.training.state import trained_tensors
 
 TRIED_STEPS = 5  # of which the first, slower whatever it is, does not count
-WORTH = 1.05  # times as fast; less is within what timing so few steps can tell
+WORTH = 1.1  # times as fast; less is within what timing so few steps can tell
 ENOUGH_STEPS = 20 * TRIED_STEPS  # so that a trial in vain costs a twentieth of a run at most
 CLOSE = {torch.bfloat16: 0.1}  # of the gradient's norm; float32 is held to 1e-3
 
@@ -165,7 +164,8 @@ class _Pace:
             return False, f"trained by itself: fewer than {ENOUGH_STEPS} steps are left, too few to try"
         if len(self._seconds) < TRIED_STEPS:
             return None, ""
-        gain = median(apart / joint for apart, joint in self._seconds[1:])
+        apart, joint = map(sum, zip(*self._seconds[1:], strict=True))
+        gain = apart / joint
         took = f"a step for {len(parts)} adapters at once was {gain:.2f} times as fast as one for each"
         return (True, f"trained together: {took}") if gain >= WORTH else (False, f"trained by itself: {took}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.abreast import AT_ONCE, those_on_one_base, those_that_fit
+from flows.abreast import AT_ONCE, FEW_ROWS, those_on_one_base, those_that_fit
 from tasks.memory import MemoryPlan
 from tasks.specs import AdapterSpec
 
@@ -50,7 +50,8 @@ def test_a_fleet_with_a_version_that_fails_its_gates_ends_with_that(factory: Any
 
 
 def test_only_what_may_share_passes_by_its_spec_is_tried_and_only_with_its_like() -> None:
-    shares = {
+    few = {"batch_size": FEW_ROWS}
+    shares: dict[str, dict[str, Any]] = {
         "plain": {},
         "ranked": {"method": {"name": "adalora", "rank": 4}},
         "other base": {"base": {"model": "/another"}},
@@ -58,7 +59,9 @@ def test_only_what_may_share_passes_by_its_spec_is_tried_and_only_with_its_like(
         "no update": {"method": {"name": "ia3"}},
         "shy": {"resources": {"together": "never"}},
         "team": {"resources": {"processes": 2}},
-        "recomputing": {"training": {"gradient_checkpointing": True}},
+        "recomputing": {"training": {"gradient_checkpointing": True, **few}},
+        "many rows": {"training": {"batch_size": 16}},
+        "in pieces": {"training": {"batch_size": 16, "micro_batch": 4}},
         "fewer threads": {"resources": {"threads": 1}},
     }
     data = {"source": "/rows.jsonl", "prompt": "{text}", "completion": "{label}"}
@@ -69,6 +72,7 @@ def test_only_what_may_share_passes_by_its_spec_is_tried_and_only_with_its_like(
             "kind": "generation",
             "base": {"model": "/base"},
             "data": data,
+            "training": few,
             **changes,
         }
         specs.append(AdapterSpec.model_validate(tree))
@@ -79,7 +83,7 @@ def test_only_what_may_share_passes_by_its_spec_is_tried_and_only_with_its_like(
         "data": {"source": "/rows.jsonl"},
     }
     specs.append(AdapterSpec.model_validate(classes))
-    assert [[spec.task for spec in group] for group in those_on_one_base(specs)] == [["plain", "ranked"]]
+    assert [[spec.task for spec in group] for group in those_on_one_base(specs)] == [["plain", "ranked", "in-pieces"]]
 
 
 def test_as_many_go_together_as_have_room_beside_one_base() -> None:
@@ -121,6 +125,7 @@ def test_those_of_one_base_share_passes_and_are_registered_as_in_turn_also_after
         return several(self, parts, chances)
 
     monkeypatch.setattr(Several, "backward", counted)
+    monkeypatch.setattr("flows.abreast.FEW_ROWS", 32)
     monkeypatch.setattr("tasks.training.together.WORTH", 0.0)  # whatever the clock says
     monkeypatch.setattr("tasks.training.together.ENOUGH_STEPS", STEPS)
     how = {"training__steps": STEPS, "training__checkpoint_minutes": 60, "method__dropout": 0.1}
