@@ -65,8 +65,8 @@ def those_on_one_base(specs: Sequence[AdapterSpec]) -> Iterator[list[AdapterSpec
 
 
 def _may_share(spec: AdapterSpec) -> bool:
-    """Many rows fill a pass by themselves, classes have heads and labels of their own, a team shares each batch already,
-    and what is computed again in the backward pass would be dropped out anew."""
+    """Many rows fill a pass by themselves, classes have heads and labels of their own, a team shares each batch
+    already, and what is computed again in the backward pass would be dropped out anew."""
     method = METHODS[spec.method.name]
     return (
         spec.resources.together == "auto"
