@@ -135,7 +135,8 @@ def our_loop(base: Base, spec: AdapterSpec, train: Sequence[Example], folder: Pa
     seconds, done = timed(lambda: train_adapter(base, spec, train, [], folder))
     tokens = sum(step.tokens for step in done.curve.steps)
     peak = peak_mebibytes(base)
-    return {"tokens/s": tokens / seconds, "seconds": seconds, "padding": done.padding_share, "peak MiB": peak}
+    figures = {"tokens/s": tokens / seconds, "seconds": seconds, "steps": len(done.curve.steps)}
+    return {**figures, "padding": done.padding_share, "peak MiB": peak}
 
 
 def field_trainer(base: Base, spec: AdapterSpec, train: Sequence[Example], folder: Path, side: str) -> dict[str, float]:
@@ -152,7 +153,8 @@ def field_trainer(base: Base, spec: AdapterSpec, train: Sequence[Example], folde
         write_adapter(model, folder, "base")
     useful = int(spec.training.epochs) * sum(row.length for row in encoded)
     peak = peak_mebibytes(base)
-    return {"tokens/s": useful / seconds, "seconds": seconds, "padding": 1 - useful / computed(), "peak MiB": peak}
+    figures = {"tokens/s": useful / seconds, "seconds": seconds, "steps": runner.state.global_step}
+    return {**figures, "padding": 1 - useful / computed(), "peak MiB": peak}
 
 
 def common_arguments(base: Base, spec: AdapterSpec, folder: Path, rows: int, batch: int) -> dict[str, Any]:
@@ -213,10 +215,12 @@ def trl_runner(
     import trl
     from datasets import Dataset
 
-    longest = max(len(row["input_ids"]) for row in data)
-    packed, batch, width = "packed" in side, spec.training.batch_size, 2 * longest
-    if packed:  # so many packs a step that a step has as many rows as the others'
-        batch = max(1, round(batch * sum(len(row["input_ids"]) for row in data) / len(data) / width))
+    lengths = [len(row["input_ids"]) for row in data]
+    packed, batch, width = "packed" in side, spec.training.batch_size, max(lengths)
+    if packed:  # packs so long that a step of them has as many tokens as a step of rows
+        a_step = batch * sum(lengths) / len(data)
+        batch = max(1, int(a_step / width))
+        width = max(width, round(a_step / batch))
     told = common_arguments(base, spec, folder, len(data), spec.training.batch_size)
     told |= {"per_device_train_batch_size": batch, "max_length": width, "packing": packed}
     runner = trl.SFTTrainer(
