@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from story_periods import Period, Row, periods_of, still_true
+from story_periods import Period, Row, base_of, periods_of, still_true
 
 HERE = Path(__file__).parent
 ARMS = ("never", "schedule", "naive", "ours", "oracle")
@@ -100,8 +100,8 @@ class Stage:
         """The story's adapter as a spec file over some rows."""
         adapter = json.loads(json.dumps(self.story["adapter"]))
         adapter |= {"task": name, "seed": self.seed}
-        adapter["base"] = {"model": os.environ["FACTORY_MINILM"], **adapter.get("base", {})}
-        adapter["data"] |= {"source": str(data), "split": {"validation": 0.1, "test": 0.25}}
+        adapter["base"] = base_of(self.story)
+        adapter["data"] = {"split": {"validation": 0.1, "test": 0.25}, **adapter["data"], "source": str(data)}
         adapter.setdefault("resources", {"threads": 1})
         path = self.folder / f"{name}.yaml"
         with path.open("w", encoding="utf-8") as file:
@@ -147,14 +147,14 @@ def stays(stage: Stage, place: int, life: Life) -> str:
 
 
 def retrained(stage: Stage, life: Life, **how: Any) -> Any:
-    """What came of a retrain; None where its curve was refused, and nothing was registered."""
+    """What came of a retrain; None where its curve was refused or its rows were too few, and nothing was registered."""
     from flows.retrain import retrain
-    from tasks.errors import GateRefused
+    from tasks.errors import DataRefused, GateRefused
 
     life.retrains += 1
     try:
         done = retrain(stage.task, **how)
-    except GateRefused as refused:
+    except (DataRefused, GateRefused) as refused:
         life.told.append(str(refused))
         return None
     life.promoted += done.promoted

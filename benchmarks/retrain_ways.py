@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from story_periods import Period, Row, periods_of, still_true
+from story_periods import Period, Row, base_of, periods_of, still_true
 
 from tasks.data.examples import Example, example_of
 from tasks.evaluation.scoring import score
@@ -32,7 +32,8 @@ from tasks.training.loop import train_adapter
 
 
 class Way(NamedTuple):
-    """Where it starts, the share of replay, the pull back to the champion, and the rate over the first training's."""
+    """Where it starts, the share of replay (1: every row), the pull back to the champion, and the rate over the first
+    training's."""
 
     start: str
     replay: float
@@ -41,18 +42,21 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
+        some = "all" if self.replay == 1 else f"{self.replay:.0%}"
         more = [f"rate x {self.rate:g}"] * (self.rate != 1) + [f"pull {self.pull:g}"] * bool(self.pull)
-        return ", ".join([f"from the {self.start}", f"{self.replay:.0%} replay", *more])
+        return ", ".join([f"from the {self.start}", f"{some} replay", *more])
 
 
 WAYS = (
     Way("base", 0.0),
     Way("base", 0.5),
+    Way("base", 1.0),
     Way("champion", 0.0),
     Way("champion", 0.0, pull=50.0),
     Way("champion", 0.25),
     Way("champion", 0.5, rate=0.5),
     Way("champion", 0.5),
+    Way("champion", 1.0),
     Way("champion", 0.5, pull=50.0),
 )
 
@@ -69,7 +73,7 @@ def spec_of(story: Mapping[str, Any], periods: Sequence[Period], way: Way, seed:
     labels = sorted({row[period.label] for period in periods for row in period.traffic})
     adapter = json.loads(json.dumps(story["adapter"]))
     adapter |= {"task": story["name"], "seed": seed}
-    adapter["base"] = {"model": os.environ["FACTORY_MINILM"], **adapter.get("base", {})}
+    adapter["base"] = base_of(story)
     adapter["data"] |= {"source": "none", "labels": labels}
     adapter["retrain"] |= {"pull": way.pull, "rate_factor": way.rate}
     return AdapterSpec.model_validate(adapter)
@@ -108,7 +112,8 @@ def tried(story: Mapping[str, Any], periods: Sequence[Period], seed: int) -> dic
         holds = [row for row in taught if row[first.label] not in moved.renamed]
         fresh, chosen = moved.traffic[len(moved.traffic) // 8 :], moved.traffic[: len(moved.traffic) // 8]
         for number, way in enumerate(WAYS):
-            rows = [*fresh, *replayed(holds, first.label, round(len(fresh) * way.replay / (1 - way.replay)))]
+            wanted = round(len(fresh) * way.replay / (1 - way.replay)) if way.replay < 1 else len(holds)
+            rows = [*fresh, *replayed(holds, first.label, wanted)]
             watched = [*chosen, *(choose if way.replay else [])]
             watched = [row for row in watched if row in chosen or row[first.label] not in moved.renamed]
             folder, began = Path(place) / str(number), time.perf_counter()

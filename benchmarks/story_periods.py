@@ -5,8 +5,15 @@ column: domain                  # what tells the periods apart
 periods: ["2016", "2022"]       # where each begins, by the order of that column; or, for values of the column:
   - {travel: 200, banking: 200} # how many rows of which values come in it, traffic and held out together
   - {travel: 100, work: 100}
+where: {domain: length}         # only rows whose columns say this
+held_out: 0.3                   # share of every period that never comes and only judges
 labels_of_each: 5               # of each value only the five labels that most rows have
 min_class_rows: 30              # classes with fewer rows are left out
+asked: input                    # generation: the columns of what is asked and answered
+answered: target
+without: [thrice]               # rows in which none of these words is asked
+longest: 10                     # and at most so many words are answered
+written: {TURN_LEFT: l}         # words of the answers that are written otherwise here
 relabel: {2: {a: b, b: a}}      # from period 2 on, counted from 0, these labels are called otherwise
 """
 
@@ -15,8 +22,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +63,14 @@ def periods_of(story: Mapping[str, Any], data: Path, seed: int) -> list[Period]:
         ValueError: the file has too few rows of a value.
     """
     text, label = columns_of(story)
-    rows = list({row[text]: row for row in read(data / story["data"])}.values())
+    rows = list({row[text]: row for row in asked_rows(story, read(data / story["data"]))}.values())
     rows = list(kept(story, shuffled(rows, text, f"{seed}"), label))
     made: list[Period] = []
     renamed: dict[str, str] = {}
     for place, mine in enumerate(dealt(story, rows)):
         renamed |= story.get("relabel", {}).get(place, {})
         short = [{text: row[text], label: row[label]} for row in shuffled(mine, text, f"{seed} {place}")]
-        held = round(HELD_OUT * len(short))
+        held = round(story.get("held_out", HELD_OUT) * len(short))
         made.append(Period(str(place), tuple(short[held:]), tuple(short[:held]), label, dict(renamed)))
     return made
 
@@ -72,10 +80,29 @@ def shuffled(rows: Sequence[Row], text: str, salt: str) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"{salt} {row[text]}".encode()).hexdigest())
 
 
+def base_of(story: Mapping[str, Any]) -> dict[str, Any]:
+    """The base of a story's adapter: the sentence encoder, or the folder below $FACTORY_DATA that it names."""
+    base = dict(story["adapter"].get("base", {}))
+    if "model" not in base:
+        return {"model": os.environ["FACTORY_MINILM"], **base}
+    return {**base, "model": str(Path(os.environ["FACTORY_DATA"]) / base["model"])}
+
+
 def columns_of(story: Mapping[str, Any]) -> tuple[str, str]:
     """The column that is asked and the one that is answered."""
     data = story["adapter"]["data"]
     return (data["text"], data["label"]) if "text" in data else (story["asked"], story["answered"])
+
+
+def asked_rows(story: Mapping[str, Any], rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows that the story asks for, their answers written as it says."""
+    text, label = columns_of(story)
+    without, written = set(story.get("without", ())), story.get("written", {})
+    for row in rows:
+        said = [written.get(word, word) for word in row[label].split()]
+        fits = all(row[column] == value for column, value in story.get("where", {}).items())
+        if fits and without.isdisjoint(row[text].split()) and len(said) <= story.get("longest", len(said)):
+            yield {**row, label: " ".join(said)} if written else row
 
 
 def read(path: Path) -> list[Row]:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 
+from flows.fresh import judging_share, labelled_rows
 from flows.learn import datasets_of
 from flows.progress import voice
 from flows.validate import Dataset, frozen_examples, remembered_dataset
 from flows.wiring import Home
 from registry.records import VersionRecord
-from tasks.data.examples import Example, input_columns
+from tasks.data.examples import Example
 from tasks.drift.apart import near_rows
 from tasks.drift.outdated import outdated_labels
-from tasks.drift.traffic import TrafficRow, read_traffic
+from tasks.drift.traffic import TrafficRow
 from tasks.errors import SpecRefused
 from tasks.specs import SIDES, AdapterSpec, Side, SplitSpec, moment_of
 
 NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
-JUDGING, MOST_JUDGING = 0.3, 0.5  # share of the fresh rows that judge
 
 
 def asked_spec(
@@ -29,13 +28,14 @@ def asked_spec(
 ) -> AdapterSpec:
     """The champion's spec over the new source, whose rows are split by hash like all others.
 
-    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic. Where it
-    starts is as the task's own spec says: that an earlier retrain had to begin at the base is no reason to do so again.
+    What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic. How it is
+    taught is as the task's own spec says: that an earlier retrain had to begin at the base, or to replay more, is no
+    reason to do so again.
     """
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
         raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
-    rows = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC)).rows
+    rows, _ = labelled_rows(spec, source)
     classes = newcomers(spec, rows) if start != "champion" else ()
     data = spec.data.model_copy(
         update={
@@ -51,10 +51,14 @@ def asked_spec(
             "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
         }
     )
-    usual = start or first_asked(home, champion).retrain.start
-    asked = {"replay_share": replay_share, "start": "base" if classes else usual}
-    how = spec.retrain.model_copy(update={name: value for name, value in asked.items() if value is not None})
-    return spec.model_copy(update={"data": data, "retrain": how})
+    usual = first_asked(home, champion).retrain
+    how: dict[str, object] = {
+        "outdated": spec.retrain.outdated,
+        "through": max((row.time for row in rows if row.time), default=None),
+        "replay_share": usual.replay_share if replay_share is None else replay_share,
+        "start": "base" if classes else start or usual.start,
+    }
+    return spec.model_copy(update={"data": data, "retrain": usual.model_copy(update=how)})
 
 
 def first_asked(home: Home, champion: VersionRecord) -> AdapterSpec:
@@ -72,16 +76,6 @@ def apart(home: Home, spec: AdapterSpec, fresh: Dataset, side: Side) -> list[Exa
     if near:
         voice.say(f"  {len(near)} {side} rows are nearly rows that judge, and are left out")
     return [row for place, row in enumerate(rows) if place not in near]
-
-
-def judging_share(rows: int, needed: int) -> float:
-    """The share of `rows` that judges: three in ten, and more of few, so that nearly always as many as the gates need
-    do (by hash, so two standard deviations more are aimed at); never more than half.
-
-    >>> [round(judging_share(rows, 50), 2) for rows in (100, 160, 1000)]
-    [0.5, 0.4, 0.3]
-    """
-    return min(MOST_JUDGING, max(JUDGING, (needed + 2 * needed**0.5) / max(rows, 1)))
 
 
 def newcomers(spec: AdapterSpec, rows: Sequence[TrafficRow]) -> tuple[str, ...]:
@@ -141,6 +135,21 @@ def all_replayed(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: 
     everything = spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"replay_share": 1.0})})
     count = len(replayed(everything, fresh, known))
     return count / (count + len(fresh.snapshot.examples("train")))
+
+
+def filled_up(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> AdapterSpec:
+    """The spec with as much more replay as there is room for in `retrain.fresh_rows`: where rows are few, leaving old
+    ones out saves nothing and forgets.
+
+    Not where somebody asked for none, nor where the number of steps is fixed, which more rows would have to share.
+    """
+    count, asked = len(fresh.snapshot.examples("train")), spec.retrain
+    if not 0 < asked.replay_share < 1 or not count or spec.training.steps is not None:
+        return spec
+    everything = spec.model_copy(update={"retrain": asked.model_copy(update={"replay_share": 1.0})})
+    rows = min(len(replayed(everything, fresh, known)), asked.fresh_rows - count)
+    share = max(asked.replay_share, rows / (rows + count))
+    return spec.model_copy(update={"retrain": asked.model_copy(update={"replay_share": share})})
 
 
 def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:

@@ -13,6 +13,7 @@ from prefect import flow
 from flows.blessings import asked_gates
 from flows.claims import claimed
 from flows.forgetting import drawn, matrix_of
+from flows.fresh import fresh_traffic, refuse_too_few
 from flows.learn import (
     Candidate,
     Slice,
@@ -30,10 +31,9 @@ from flows.progress import voice
 from flows.promote import moved, promoting
 from flows.publish import mirrored, publish_retrain
 from flows.repairing import trained_well
-from flows.replay import all_replayed, apart, asked_spec, in_force, moment_asked, relabelled, replayed
+from flows.replay import all_replayed, apart, asked_spec, filled_up, in_force, moment_asked, relabelled, replayed
 from flows.resuming import working_on
 from flows.teach import Unfit
-from flows.traffic import labelled_traffic
 from flows.validate import Dataset, identified, remembered_dataset, validated
 from flows.watch import nothing_to_watch
 from flows.wiring import Home, opened
@@ -113,9 +113,11 @@ def retrain(
 
     Args:
         task: The task that moved.
-        traffic: Labelled traffic (JSONL, CSV or Parquet); by default the newest labelled requests in the store.
+        traffic: Labelled traffic (JSONL, CSV or Parquet); by default the newest labelled requests in the store that
+            the champion has not met.
         finding: The drift event that asked for this run; one event causes at most one retrain.
-        replay_share: Share of the training rows drawn from all that the champion learned from; the spec's by default.
+        replay_share: Share of the training rows drawn from all that the champion learned from; by default the spec's,
+            and more where rows are few.
         start: A fresh adapter on the base, or continue from the champion; the spec's by default.
         promote: Serve the candidate if it passes every gate.
         labels_changed: A person says that like inputs have other labels since this date or time: requests before it are
@@ -123,19 +125,24 @@ def retrain(
 
     Raises:
         SpecRefused: `labels_changed` is no date or time.
+        DataRefused: too few fresh rows are labelled for a candidate to be judged.
     """
     home = opened()
     champion = home.ledger.champion(task)
     if champion is None:
         raise nothing_to_watch(task, champion)
+    since = moment_asked(labels_changed)
+    source = traffic or (finding or {}).get("traffic") or fresh_traffic(home, champion, since)
+    if promote:  # whoever is not to be served need not be judged
+        refuse_too_few(champion, source)
     with claimed(home, champion, finding):
-        since = moment_asked(labels_changed)
-        source = traffic or (finding or {}).get("traffic") or labelled_traffic(home, champion, since)
         spec = asked_spec(home, champion, source, replay_share, start)
         fresh = validated(home, spec, purpose="traffic")
+        known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
         if since:
-            known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
             spec = relabelled(spec, fresh, known, start)
+        if replay_share is None:
+            spec = filled_up(spec, fresh, known)
         asked_plainly = replay_share is not None or start is not None  # a recipe that somebody chose is not changed
         outcome = best_of(home, spec, champion, fresh, 1 if asked_plainly else spec.retrain.attempts)
         expected = (finding or {}).get("expected_gain")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,6 @@ from typing import BinaryIO
 
 from flows.progress import voice
 from flows.wiring import Home, opened
-from registry.durable import make_folders, replace_file
 from registry.errors import Conflict
 from registry.failpoint import failpoint
 from registry.fingerprint import digest_of_file
@@ -125,31 +122,6 @@ def known_events(
     cap = max(1, int(spec.drift.per_source * count)) if capped else None
     truth: Sequence[str] = target_columns(spec) if labelled else ()
     return TrafficStore(home.ledger.database).newest(champion.name, count, per_source=cap, with_columns=truth)
-
-
-def labelled_traffic(home: Home, champion: VersionRecord, since: datetime | None = None) -> str:
-    """The newest labelled requests of a task as a file that is named by its content, for a retrain to read.
-
-    Args:
-        since: only those that came at this moment or later.
-
-    Raises:
-        DataRefused: no request of the task is labelled.
-    """
-    spec = AdapterSpec.model_validate(champion.spec)
-    events = known_events(home, champion, spec.retrain.fresh_rows, labelled=True)
-    if since is not None:
-        events = tuple(event for event in events if event.at is not None and event.at >= since)
-    if not events:
-        wrong = "none of its requests is labelled" + (f" since {since:%Y-%m-%d %H:%M}" if since else "")
-        raise DataRefused.one("E-DRIFT-023", champion.name, wrong, "add labelled traffic with `factory traffic add`")
-    rows = [{**e.columns, "id": e.id, "time": e.at and e.at.isoformat(), "source": e.source} for e in events]
-    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode()
-    folder = home.settings.home / "traffic" / champion.name / "windows"
-    make_folders(folder)
-    path = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.jsonl"
-    replace_file(path, text)
-    return str(path)
 
 
 def _events(spec: AdapterSpec, path: Path) -> Iterator[tuple[int, Event] | Aside]:

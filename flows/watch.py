@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.events import emit_event
 
 from flows.claims import ASKS, claimant_of, held_back, interrupted, vain_retrains
+from flows.fresh import fresh_events, rows_needed
 from flows.learn import datasets_of, threads
 from flows.policy import cheap, on_gpu
 from flows.progress import voice
@@ -82,7 +83,9 @@ def watched(
     reference, window = observed(spec, home.ledger.files(champion.ref), judged_on, [row.example for row in arrivals])
     window = graded(window, arrivals)
     vain = vain_retrains(home, champion)
-    report = judge(reference, window, spec.drift, seed=spec.seed, set_aside=malformed, in_vain=vain)
+    labelled = sum(row.labelled for row in arrivals) if source else len(fresh_events(home, champion))
+    enough = labelled >= rows_needed(spec)
+    report = judge(reference, window, spec.drift, seed=spec.seed, set_aside=malformed, in_vain=vain, judgeable=enough)
     digest = window_digest(arrivals)
     remembered = {
         **report.payload(),
@@ -102,6 +105,8 @@ def watched(
         )
     )
     voice.say(f"  {report.sentence}")
+    if report.to_label and not enough:
+        voice.say(f"  {labelled} fresh requests are labelled; a retrain begins with {rows_needed(spec)}")
     if report.to_label:
         first = ", ".join(remembered["label_these"][:5])
         voice.say(f"  labels of {len(report.to_label)} requests would tell most: {first}, ... (in the finding)")
@@ -180,7 +185,10 @@ def arrived(champion: VersionRecord, source: str) -> tuple[list[Arrival], int]:
 
 @cheap
 def newest_arrivals(home: Home, champion: VersionRecord) -> tuple[list[Arrival], int]:
-    """The newest requests in the store, its inbox taken in before, and how many rows of that were malformed."""
+    """The newest requests in the store, its inbox taken in before, and how many rows of that were malformed.
+
+    A window begins after the newest request that the champion learned from: it would be right on those that it knows.
+    """
     spec = AdapterSpec.model_validate(champion.spec)
     malformed = 0
     for path in inbox(home, champion.name):
@@ -192,8 +200,10 @@ def newest_arrivals(home: Home, champion: VersionRecord) -> tuple[list[Arrival],
     rows = known_events(home, champion, spec.drift.window_rows, capped=False)
     if not floods([row.source for row in rows]):
         rows = known_events(home, champion, spec.drift.window_rows)
+    known = spec.retrain.through
+    new = [row for row in rows if known is None or row.at is None or row.at > known]
     return [
-        arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(rows)
+        arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(new)
     ], malformed
 
 
@@ -269,6 +279,6 @@ def nothing_to_watch(task: str, champion: VersionRecord | None) -> DataRefused:
         if champion is None
         else "is no adapter"
         if champion.kind != "adapter"
-        else "there is no traffic of it"
+        else "there is no traffic of it that came after what it learned from"
     )
     return DataRefused(Problem("E-DRIFT-021", task, wrong, "promote a version, and name a traffic file or add one"))

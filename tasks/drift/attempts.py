@@ -39,8 +39,8 @@ def next_attempt(spec: AdapterSpec, decision: Decision, all_replayed: float = 1.
 
     A candidate that lost an earlier slice replays more of the past and, if it goes on from the champion, takes smaller
     steps. One that gained too little, or is fresh and lost a slice of which every row was replayed, gets more room:
-    full steps if it went on from the champion with smaller ones, else twice the rank. Too few rows to judge on is
-    nothing that another training can mend.
+    full steps if it went on from the champion with smaller ones, a fresh adapter if with full ones, else twice the
+    rank. Too few rows to judge on is nothing that another training can mend.
 
     Args:
         all_replayed: share of the training rows that all that was ever learned from would be.
@@ -67,7 +67,8 @@ def next_attempt(spec: AdapterSpec, decision: Decision, all_replayed: float = 1.
         )
     if retrain.start == "champion":
         if retrain.rate_factor >= 1:
-            return None
+            fresh = spec.model_copy(update={"retrain": retrain.model_copy(update={"start": "base"})})
+            return Change(fresh, "it gained too little: a fresh adapter on the base")
         faster = spec.model_copy(update={"retrain": retrain.model_copy(update={"rate_factor": 1.0})})
         return Change(faster, f"it gained too little: the full rate instead of {retrain.rate_factor:g} of it")
     return _larger(spec, "it gained too little")

@@ -32,7 +32,14 @@ RENAMED = 0.3  # share of never-seen labels, on inputs that stayed: so many new 
 
 
 def judge(
-    reference: Observed, window: Observed, drift: DriftSpec, *, seed: int, set_aside: int = 0, in_vain: int = 0
+    reference: Observed,
+    window: Observed,
+    drift: DriftSpec,
+    *,
+    seed: int,
+    set_aside: int = 0,
+    in_vain: int = 0,
+    judgeable: bool = True,
 ) -> DriftReport:
     """The verdict on `window` against `reference`.
 
@@ -42,7 +49,8 @@ def judge(
     left to ask for, the measured fall is enough, for the gates stand before a candidate; so it is where the base alone,
     told the window's labels, would surely answer better by that much. `set_aside` counts rows of the
     window's traffic that were malformed, `in_vain` retrains of this adapter that its gates refused: a new topic that it
-    cannot take up without losing what it knows asks for an adapter of its own.
+    cannot take up without losing what it knows asks for an adapter of its own. Where too few requests are labelled for
+    a candidate to be `judgeable`, a retrain would be for nothing: labels are asked for instead.
 
     The same arguments give the same report. Permutation tests draw up to twice as often as the correction needs.
 
@@ -63,10 +71,10 @@ def judge(
     if broken:
         because = "; ".join(one.sentence for one in broken[:2])
         return _unweighed("pipeline fault", "stop and look", reference, window, because, broken)
-    return _weighed(paired(reference, window, np.random.default_rng([seed, 0])), drift, seed, in_vain)
+    return _weighed(paired(reference, window, np.random.default_rng([seed, 0])), drift, seed, in_vain, judgeable)
 
 
-def _weighed(pair: Paired, drift: DriftSpec, seed: int, in_vain: int) -> DriftReport:
+def _weighed(pair: Paired, drift: DriftSpec, seed: int, in_vain: int, judgeable: bool) -> DriftReport:
     """All signals and the score, corrected together, and what they say about the cause."""
     most = min(20_000, max(199, math.ceil(2 * (len(SIGNALS) + 1) / drift.false_alarm)))
     tried = [
@@ -89,7 +97,10 @@ def _weighed(pair: Paired, drift: DriftSpec, seed: int, in_vain: int) -> DriftRe
     guess = (pair.reference.confidences, pair.reference.outcomes, pair.window.confidences)
     reach = gain_in_reach(pair, seed=seed, least=drift.min_rows) if verdict in MOVED and not lost else None
     promised = reach is not None and reach.low > drift.score_drop
-    action = _action(verdict, lost or promised, fell, fall, drift, unlabelled=None in pair.window.labels)
+    unlabelled = None in pair.window.labels
+    action = _action(verdict, lost or promised, fell, fall, drift, unlabelled=unlabelled)
+    if action == "retrain with replay" and not judgeable:
+        action = "ask for labels" if unlabelled else "watch"
     if action == "retrain with replay" and verdict == "new topic" and in_vain:
         action = "new adapter"
     return DriftReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -69,13 +70,15 @@ class RetrainSpec(Spec):
     """How a moved task is taught again without forgetting."""
 
     replay_share: Share = Field(
-        0.5, description="Share of the training rows drawn from all data the champion learned from."
+        0.5,
+        description="Share of the training rows drawn from all data the champion learned from; at least, where rows "
+        "are passed over in epochs and `fresh_rows` leaves room.",
     )
     start: Literal["base", "champion"] = Field(
         "champion", description="Continue from the champion, or a fresh adapter on the base."
     )
     rate_factor: float = Field(
-        0.5, gt=0, le=1, description="Peak rate when continuing from the champion, over training.learning_rate."
+        1.0, gt=0, le=1, description="Peak rate when continuing from the champion, over training.learning_rate."
     )
     pull: float = Field(
         0.0,
@@ -88,8 +91,15 @@ class RetrainSpec(Spec):
     attempts: int = Field(
         2, ge=1, le=10, description="Candidates that one retrain may train: each after a refusal changes one thing."
     )
-    fresh_rows: int = Field(1000, ge=50, description="Newest labelled requests that a retrain learns from.")
+    fresh_rows: int = Field(
+        1000,
+        ge=50,
+        description="Newest labelled requests that a retrain learns from; what they leave of this is replayed.",
+    )
     daily_budget: int = Field(2, ge=1, description="At most so many retrains of a task in 24 hours.")
+    through: datetime | None = Field(
+        None, description="Newest request that it learned from; a window begins after it. Written by a retrain."
+    )
     outdated: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="Labels that hold no longer, by the digest of their data. Written by a retrain.",

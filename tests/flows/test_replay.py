@@ -8,10 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flows.replay import asked_spec, judging_share, replayed
+import pytest
+
+from flows.fresh import judging_share
+from flows.replay import asked_spec, filled_up, replayed
 from tasks.data.examples import Example
 from tasks.data.splits import side_of
-from tasks.specs import RetrainSpec, SplitSpec
+from tasks.specs import AdapterSpec, RetrainSpec, SplitSpec
 
 
 def test_an_old_row_that_came_again_and_judges_now_is_not_replayed() -> None:
@@ -22,6 +25,41 @@ def test_an_old_row_that_came_again_and_judges_now_is_not_replayed() -> None:
     spec: Any = SimpleNamespace(retrain=RetrainSpec(replay_share=0.5))
     fresh, old = data(train="abcd", validation="ef", test="gh"), data(train="aegwxyz", test="v")
     assert {example.key for example in replayed(spec, fresh, [old])} == set("wxyz")
+
+
+@pytest.mark.parametrize(
+    ("old", "fresh_rows", "asked", "steps", "replayed_rows"),
+    [
+        (300, 1000, 0.5, None, 300),  # few: all of them
+        (900, 1000, 0.5, None, 900),
+        (950, 1000, 0.5, None, 900),  # as many as there is room for
+        (5000, 150, 0.5, None, 100),  # no room: the share that was asked for
+        (5000, 150, 0.8, None, 400),
+        (300, 1000, 0.0, None, 0),  # somebody wants none
+        (300, 1000, 0.5, 50, 100),  # a fixed number of steps would be shared by more rows
+    ],
+)
+def test_what_the_fresh_rows_leave_of_the_budget_is_replayed_and_at_least_the_share(
+    old: int, fresh_rows: int, asked: float, steps: int | None, replayed_rows: int
+) -> None:
+    def data(count: int, name: str) -> Any:
+        rows = tuple(Example(f"{name} {n}", f"{name} {n}", "no" if n % 2 else "yes", n) for n in range(count))
+        return SimpleNamespace(digest="", snapshot=SimpleNamespace(examples={"train": rows}.get))
+
+    tree = {
+        "task": "mood",
+        "kind": "classification",
+        "base": {"model": "/nowhere"},
+        "data": {"source": "rows.jsonl"},
+        "training": {"steps": steps},
+        "retrain": {"fresh_rows": fresh_rows, "replay_share": asked},
+    }
+    fresh, known = data(100, "new"), data(old, "old")
+    for one in (fresh, known):
+        one.snapshot = SimpleNamespace(examples=lambda side, one=one.snapshot: one.examples(side, ()))
+    spec = filled_up(AdapterSpec.model_validate(tree), fresh, [known])
+    assert len(replayed(spec, fresh, [known])) == replayed_rows
+    assert filled_up(spec, fresh, [known]) == spec
 
 
 def test_where_half_of_the_fresh_rows_suffice_nearly_always_enough_of_them_judge() -> None:

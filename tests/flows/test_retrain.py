@@ -137,7 +137,7 @@ def test_traffic_that_lacks_the_prompt_s_column_is_refused_and_nothing_is_left(f
     rows = [{"id": str(n), "time": "2026-01-01T00:00:00", "words": "a b", "label": "c"} for n in range(60)]
     said = factory.run("retrain", "topic", "--traffic", factory.rows("other columns.jsonl", rows))
     assert said.code == 3
-    assert "text" in said.lines[-1]
+    assert "60 are malformed (row 1: text missing)" in said.lines[-1]
     assert factory.remembered() == before
     assert factory.litter() == []
 
@@ -285,7 +285,7 @@ def test_a_run_that_came_to_nothing_is_followed_by_a_gentler_one(
     spec = spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"start": "champion"})})
     nothing: Any = None
     assert flow.best_of(nothing, spec, mood.outcome.version, nothing, 2) is done
-    assert rates == pytest.approx([0.5, 0.5 / 3])
+    assert rates == pytest.approx([1.0, 1 / 3])
     with pytest.raises(Unfit):
         flow.best_of(nothing, spec, mood.outcome.version, nothing, 2)
 

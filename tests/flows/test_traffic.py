@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from factory_home import ROWS
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +48,31 @@ def test_rows_and_late_labels_are_taken_in_and_what_is_malformed_is_named(desk_h
     assert known == 60
 
 
-def test_a_retrain_reads_the_newest_labelled_requests_and_none_before_the_day_that_is_named(
+def test_a_retrain_reads_labelled_requests_that_its_champion_has_not_met_and_none_before_the_day_that_is_named(
     desk_home: Any, desk: Any
 ) -> None:
-    from flows.traffic import labelled_traffic
+    """The champion has met the rows that it was trained with; one of them comes again with another label."""
+    from flows.fresh import fresh_traffic
     from flows.wiring import opened
     from tasks.errors import DataRefused
 
-    rows = desk["intent"].rows(30, seed=72)
-    path = desk_home.traffic("march.jsonl", rows)
+    learned = desk["intent"].rows(ROWS, seed=0)
+    known = {row["text"] for row in learned}
+    rows = [row for row in desk["intent"].rows(30, seed=72) if row["text"] not in known]
+    other = next(row["label"] for row in learned if row["label"] != learned[7]["label"])
+    rows.append({**learned[7], "label": other})
+    path = desk_home.traffic("march.jsonl", [*rows, *learned[:5]])
     path.write_text(path.read_text().replace('"2026-01-01', '"2026-03-01'))
     assert desk_home.run("traffic", "add", "intent", path).code == 0
     with desk_home.active():
         home = opened()
         champion = home.ledger.champion("intent")
         march, everything = (
-            [json.loads(line) for line in Path(labelled_traffic(home, champion, since)).read_text().splitlines()]
+            [json.loads(line) for line in Path(fresh_traffic(home, champion, since)).read_text().splitlines()]
             for since in (datetime(2026, 3, 1, tzinfo=UTC), None)
         )
-        with pytest.raises(DataRefused, match="none of its requests is labelled since 2027-01-01"):
-            labelled_traffic(home, champion, datetime(2027, 1, 1, tzinfo=UTC))
+        with pytest.raises(DataRefused, match="no request is labelled that it has not met since 2027-01-01"):
+            fresh_traffic(home, champion, datetime(2027, 1, 1, tzinfo=UTC))
     assert sorted(row["text"] for row in march) == sorted(row["text"] for row in rows)
     assert all(row["time"].startswith("2026-03-01") for row in march)
     assert len(everything) >= len(march)
@@ -147,3 +154,44 @@ def test_a_data_set_that_holds_requests_of_the_task_is_told(desk_home: Any, desk
     said = desk_home.run("validate", desk_home.spec(desk["intent"]))
     assert "warning: traffic is not learned from" in said.err
     assert "1.00 the same as the task's traffic" in said.err
+
+
+def test_a_window_begins_after_the_newest_request_that_its_champion_learned_from(desk_home: Any, desk: Any) -> None:
+    """It would be right on those that it knows, and a fall would be hidden."""
+    from flows.watch import newest_arrivals
+    from flows.wiring import opened
+
+    path = desk_home.traffic("april.jsonl", desk["intent"].rows(40, seed=73))
+    path.write_text(path.read_text().replace('"2026-01-01', '"2026-04-01'))
+    assert desk_home.run("traffic", "add", "intent", path).code == 0
+    with desk_home.active():
+        home = opened()
+        champion = home.ledger.champion("intent")
+        assert champion is not None
+        everything, _ = newest_arrivals(home, champion)
+        moments = sorted(row.at for row in everything if row.at is not None)
+        taught = {**champion.spec, "retrain": {**champion.spec["retrain"], "through": moments[-11].isoformat()}}
+        after, _ = newest_arrivals(home, replace(champion, spec=taught))
+    assert len(everything) > 40
+    assert sorted(row.at for row in after if row.at is not None) == moments[-10:]
+
+
+def test_a_retrain_with_too_few_labelled_rows_is_refused_before_anything_is_claimed_frozen_or_trained(
+    desk_home: Any, desk: Any
+) -> None:
+    """The gates want 30 rows that judge; half of 59 are fewer. Who is not to be served need not be judged."""
+    from flows.retrain import retrain
+    from tasks.errors import DataRefused
+
+    path = desk_home.traffic("few.jsonl", desk["moved"].rows(59, seed=74))
+    unlabelled = desk_home.traffic("unknown.jsonl", desk["moved"].rows(40, seed=75), labelled=False)
+    path.write_text(path.read_text() + unlabelled.read_text())
+    finding = {"version": "intent:1", "window": "0" * 64, "verdict": "input shift", "traffic": str(path)}
+    before = desk_home.remembered()
+    with desk_home.active(), pytest.raises(DataRefused, match="59 fresh rows are labelled, 60 are needed") as refused:
+        retrain("intent", finding=finding)
+    assert refused.value.exit_code == 3
+    assert [problem.code for problem in refused.value.problems] == ["E-DRIFT-024"]
+    assert desk_home.remembered() == before
+    assert desk_home.sql("SELECT count(*) FROM retrain_claims") == [(0,)]
+    assert desk_home.litter() == []

@@ -53,8 +53,10 @@ def test_too_little_gain_gets_more_room() -> None:
     faster = next_attempt(spec(), refused("gain on fresh rows"))
     assert faster is not None
     assert faster.spec.retrain.rate_factor == 1.0
-    assert next_attempt(faster.spec, refused("gain on fresh rows")) is None
-    larger = next_attempt(spec(start="base"), refused("gain on fresh rows"))
+    fresh = next_attempt(faster.spec, refused("gain on fresh rows"))
+    assert fresh is not None
+    assert (fresh.spec.retrain.start, fresh.spec.method.rank) == ("base", 16)
+    larger = next_attempt(fresh.spec, refused("gain on fresh rows"))
     assert larger is not None
     assert larger.spec.method.rank == 32
 

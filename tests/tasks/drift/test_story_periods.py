@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -76,3 +77,44 @@ def test_a_file_with_too_few_rows_of_a_value_is_refused(periods: Any, data: Path
     story = {"name": "shops", "data": "rows.csv", "column": "shop", "adapter": ADAPTER, "periods": [{"north": 91}]}
     with pytest.raises(ValueError, match="90 rows of 'north' left, 91 needed"):
         periods.periods_of(story, data, seed=0)
+
+
+def test_a_story_of_written_answers_takes_the_rows_that_it_asks_for_and_writes_them_its_own_way(
+    periods: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = [("walk", "WALK"), ("walk twice", "WALK WALK"), ("walk left", "LEFT WALK"), ("walk thrice", "WALK " * 3)]
+    rows = [
+        {"input": f"{asked} {n}", "target": said.strip(), "domain": "short" if n % 2 else "long", "split": "train"}
+        for n in range(40)
+        for asked, said in commands
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    story = {
+        "name": "commands",
+        "data": "rows.jsonl",
+        "where": {"domain": "short"},
+        "column": "split",
+        "asked": "input",
+        "answered": "target",
+        "without": ["thrice"],
+        "longest": 1,
+        "written": {"WALK": "w"},
+        "held_out": 0.25,
+        "periods": [{"train": 20}],
+        "adapter": {"base": {"model": "small"}, "data": {"prompt": "{input}", "completion": "{target}"}},
+    }
+    (only,) = periods.periods_of(story, tmp_path, seed=0)
+    assert (len(only.traffic), len(only.held_out)) == (15, 5)
+    found = {(row["input"].rpartition(" ")[0], row["target"]) for row in (*only.traffic, *only.held_out)}
+    assert found == {("walk", "w")}
+    story |= {"longest": 3, "periods": [{"train": 60}]}
+    (only,) = periods.periods_of(story, tmp_path, seed=0)
+    found = {(row["input"].rpartition(" ")[0], row["target"]) for row in (*only.traffic, *only.held_out)}
+    assert found == {("walk", "w"), ("walk twice", "w w"), ("walk left", "LEFT w")}
+    monkeypatch.setenv("FACTORY_DATA", "/data")
+    monkeypatch.setenv("FACTORY_MINILM", "/encoder")
+    assert periods.base_of(story) == {"model": "/data/small"}
+    assert periods.base_of({"adapter": {"base": {"quantization": "none"}}}) == {
+        "model": "/encoder",
+        "quantization": "none",
+    }

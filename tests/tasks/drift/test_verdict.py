@@ -277,6 +277,17 @@ def test_where_no_label_is_left_to_ask_for_a_sure_shift_with_a_measured_fall_ask
     assert (risen.verdict, risen.action) == ("input shift", "watch")
 
 
+def test_where_too_few_labels_are_known_for_a_candidate_to_be_judged_labels_are_asked_for_instead(desk) -> None:
+    reference, known = desk().seen(600, 0), desk(skill=0.7).seen(300, 1)
+    some = replace(known, labels=(*known.labels[:90], *(None,) * 210), outcomes=(*known.outcomes[:90], *(None,) * 210))
+    assert judge(reference, some, DRIFT, seed=0).action == "retrain with replay"
+    asked = judge(reference, some, DRIFT, seed=0, judgeable=False)
+    assert (asked.verdict, asked.action) == ("performance loss", "ask for labels")
+    assert set(asked.to_label) <= set(range(90, 300))
+    assert asked.to_label
+    assert judge(reference, known, DRIFT, seed=0, judgeable=False).action == "watch"
+
+
 def test_a_new_topic_that_the_adapter_could_not_take_up_asks_for_an_adapter_of_its_own(desk) -> None:
     reference, window = desk().seen(600, 0), desk(new_rows=0.3).seen(300, 1)
     fresh = tuple("planets" if "pluto" in x else label for x, label in zip(window.inputs, window.labels, strict=True))
