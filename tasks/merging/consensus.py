@@ -57,9 +57,8 @@ def ties(stack: Stack, ask: Ask, *, kept: Kept, over: Over, vote: Vote, divisor:
     else:
         thresholds = stack.thresholds(ask.density, kept)
     winner, read = 1.0 if draw == "plus" else ask.majority if draw == "majority" else 0.0, stack.rows()
-    return lambda block: trimmed_consensus(
-        read(block), thresholds, stack.weights, vote=vote, divisor=divisor, draw=winner
-    )
+    merge = trimmed_consensus(thresholds, stack.weights, vote=vote, divisor=divisor, draw=winner)
+    return lambda block: merge(read(block))
 
 
 def magnitude_prune(stack: Stack, ask: Ask, *, kept: Kept) -> Rows:

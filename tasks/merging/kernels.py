@@ -4,7 +4,7 @@ the same bits; the plain form is the witness of the compiled one."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -45,28 +45,30 @@ def band(values: np.ndarray, low: Any, high: Any, inside: np.ndarray, held: int)
 
 
 def trimmed_consensus(
-    deltas: Tensor,
     thresholds: Sequence[float],
     weights: Sequence[float],
     *,
     vote: Vote,
     divisor: Divisor,
     draw: float,
-) -> Tensor:
-    """Trim, elect and agree on a row block of each model, float32 (models, rows, in)."""
+) -> Callable[[Tensor], Tensor]:
+    """Trim, elect and agree: a function of a row block of each model, float32 (models, rows, in)."""
     loops = compiled()
     if loops is None:
-        return disjoint_merge(trim(list(deltas), thresholds), weights, vote=vote, divisor=divisor, draw=draw)
+        return lambda deltas: disjoint_merge(
+            trim(list(deltas), thresholds), weights, vote=vote, divisor=divisor, draw=draw
+        )
     import torch
 
     shares = [1.0 if divisor == "count" else w if divisor == "signed_weights" else abs(w) for w in weights]
-    merged = torch.empty(deltas.shape[1:])
-    numbers = (np.asarray(values, np.float32) for values in (thresholds, weights, shares))
-    loops.consensus(
-        deltas.numpy().reshape(len(deltas), -1),
-        *numbers,
-        vote == "weighted",
-        np.float32(draw),
-        merged.numpy().reshape(-1),
-    )
-    return merged
+    numbers = [np.asarray(values, np.float32) for values in (thresholds, weights, shares)]
+    few = len(weights) <= loops.UNROLLED
+    loop, asked = (loops.consensus, [tuple(own) for own in numbers]) if few else (loops.consensus_of_many, numbers)
+
+    def merge(deltas: Tensor) -> Tensor:
+        merged = torch.empty(deltas.shape[1:])
+        entries = deltas.numpy().reshape(len(deltas), -1)
+        loop(entries, *asked, vote == "weighted", np.float32(draw), merged.numpy().reshape(-1))
+        return merged
+
+    return merge

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
 from tasks.merging.catalogue import DIALECTS, ENTRYWISE, MEASURED, RULES, Rule
-from tasks.specs import MergeSpec
+
+if TYPE_CHECKING:
+    from tasks.specs import MergeSpec
 
 
 def rule_named(name: str) -> Rule:

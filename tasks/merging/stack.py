@@ -42,12 +42,12 @@ class Stack:
 
         return row_blocks(*self.shape)
 
-    def rows(self, *chosen: Update) -> Callable[[slice], Tensor]:
+    def rows(self) -> Callable[[slice], Tensor]:
         """A function from a row range to each model's change there, float32 (models, rows, in). What it gave before is
         overwritten: memory that is asked for anew costs as much as the products that fill it."""
         import torch
 
-        readers = [update.rows(self.name) for update in chosen or self.updates]
+        readers = [update.rows(self.name) for update in self.updates]
         held = torch.empty(len(readers), max(block.stop - block.start for block in self.blocks()), self.shape[1])
 
         def read(block: slice) -> Tensor:
@@ -79,7 +79,7 @@ class Stack:
     def magnitudes_of_rank(self, kept: int) -> list[float]:
         """Per parent, its `kept`-th largest magnitude in this module."""
         blocks = list(self.blocks())
-        return [kth_magnitude(self.rows(update), self.shape, blocks, kept) for update in self.updates]
+        return [kth_magnitude(update.rows(self.name), self.shape, blocks, kept) for update in self.updates]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Held:
     value: Tensor  # (out, in) float32
 
     def rows(self, name: str) -> Reader:
-        return lambda block, out=None: self.value[block] if out is None else out.copy_(self.value[block])
+        from tasks.merging.vectors import reader_of
+
+        return reader_of(self.value.__getitem__)
 
     def delta(self, name: str) -> Tensor:
         return self.value

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tasks.errors import Problem, SpecRefused, raise_if_any
 from tasks.methods.catalogue import METHODS
-from tasks.specs import MethodSpec
+
+if TYPE_CHECKING:
+    from tasks.specs import MethodSpec
 
 BLOCK_ENDS = ("o_proj", "down_proj", "out_proj", "fc2", "c_proj", "output.dense")
 HEAD_NAMES = ("lm_head", "score", "classifier", "embed_out")
