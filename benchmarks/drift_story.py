@@ -242,7 +242,7 @@ def truth_of(story: Mapping[str, Any]) -> set[str]:
     from tasks.data.examples import target_columns
     from tasks.specs import AdapterSpec
 
-    adapter = {**story["adapter"], "task": "story", "base": {"model": "none"}}
+    adapter = {**story["adapter"], "task": "story", "base": {**story["adapter"].get("base", {}), "model": "none"}}
     return set(target_columns(AdapterSpec.model_validate({**adapter, "data": {**adapter["data"], "source": "none"}})))
 
 
