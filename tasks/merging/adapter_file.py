@@ -9,18 +9,18 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.errors import ArtifactRefused, Problem, raise_if_any
 from tasks.merging.parts import LowRank
 from tasks.merging.scaled_file import READ_OF, scaled_config_problems, scaled_parts
+from tasks.merging.tensor_file import TensorFile
 from tasks.merging.value_file import FAMILY, value_config_problems, value_parts
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -56,6 +56,7 @@ class AdapterFile:
         transposed: the base stores the adapted weights as (in, out).
         modules: by the base's own module names.
         head: full replacements (`score.weight`), by parameter name; they are not merged.
+        forget: gives the memory of all tensors back until they are looked at again.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class AdapterFile:
     transposed: bool
     modules: Mapping[str, LowRank]
     head: Mapping[str, Tensor]
+    forget: Callable[[], None]
 
 
 def read_adapter_file(folder: Path) -> AdapterFile:
@@ -74,16 +76,18 @@ def read_adapter_file(folder: Path) -> AdapterFile:
     """
     config = _config(folder)
     raise_if_any(ArtifactRefused, _config_problems(folder / CONFIG, config))
-    tensors = _tensors(folder / WEIGHTS)
+    file = _opened(folder / WEIGHTS)
+    tensors = {name: file.mapped(name) for name in file.tensors}
     modules, head, problems = _sorted_out(folder / WEIGHTS, config, tensors)
     raise_if_any(ArtifactRefused, problems)
+    file.forget()
     transposed = bool(config.get("fan_in_fan_out"))
     flags: dict[str, Any] = {name: part.scale for name, part in modules.items()} | {"transposed": transposed}
     digest = hashlib.sha256(json.dumps(flags, sort_keys=True).encode())
-    with (folder / WEIGHTS).open("rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
+    with (folder / WEIGHTS).open("rb") as stored:
+        for chunk in iter(lambda: stored.read(1 << 20), b""):
             digest.update(chunk)
-    return AdapterFile(folder, KINDS[config["task_type"]], digest.hexdigest(), transposed, modules, head)
+    return AdapterFile(folder, KINDS[config["task_type"]], digest.hexdigest(), transposed, modules, head, file.forget)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -160,12 +164,10 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors, memory-mapped."""
+def _opened(path: Path) -> TensorFile:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+        return TensorFile(path)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ArtifactRefused.one("E-ADAPTER-107", path, f"cannot be read: {error}", "restore the file") from error
 
 

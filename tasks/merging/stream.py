@@ -57,6 +57,8 @@ def merged_stream(
     row, stacks, ask = asked(plan, rule, weights, density, seed)
     for stack in stacks:
         yield Merged(stack.name, stored_shape(plan, stack.name, stack.shape), _rows_of(plan, row, ask, stack))
+        for update in plan.updates:
+            update.forget()
 
 
 def held(name: str, change: Tensor) -> Merged:

@@ -1,15 +1,17 @@
-"""Tensors of a safetensors file, read by row ranges straight into their own memory.
+"""Tensors of a safetensors file, read by row ranges straight into their own memory, or mapped.
 
 Mapped pages count as the process's memory for as long as nobody else wants them, so a merge that maps a model has read
-all of it at its end; reads of a row range hold that range.
+all of it at its end; reads of a row range hold that range, and mapped pages can be given back.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,24 @@ class TensorFile:
             done += read
         return value
 
+    def mapped(self, name: str) -> Tensor:
+        """A tensor whose bytes are read when they are looked at."""
+        stored = self.tensors[name]
+        if not prod(stored.shape):
+            return torch.empty(stored.shape, dtype=stored.dtype)
+        found = torch.frombuffer(self._pages, dtype=stored.dtype, count=prod(stored.shape), offset=stored.offset)
+        return found.reshape(stored.shape)
+
+    def forget(self) -> None:
+        """Give back the pages of mapped tensors; whoever looks at one again reads it again."""
+        self._pages.madvise(mmap.MADV_DONTNEED)
+
+    @cached_property
+    def _pages(self) -> mmap.mmap:
+        return mmap.mmap(
+            self._file.fileno(), 0, access=mmap.ACCESS_COPY
+        )  # torch wants to be able to write; nobody does
+
     def _header(self) -> dict[str, Stored]:
         length = os.fstat(self._file.fileno()).st_size
         first = self._file.read(8)
@@ -89,8 +109,11 @@ class TensorFile:
                 continue
             if entry["dtype"] not in DTYPES:
                 raise ValueError(f"{name} has the unknown type {entry['dtype']}")
-            stored = Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
-            if stored.offset + prod(stored.shape) * stored.dtype.itemsize > length:
+            begin, end = entry["data_offsets"]
+            stored = Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + size + begin)
+            if end - begin != prod(stored.shape) * stored.dtype.itemsize or min(begin, *stored.shape, 0) < 0:
+                raise ValueError(f"{name} has {end - begin} bytes, which are not those of its shape")
+            if 8 + size + end > length:
                 raise ValueError(f"the file ends before {name} does")
             found[name] = stored
         return found

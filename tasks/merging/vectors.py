@@ -66,7 +66,8 @@ class Update:
     """All weight changes of one adapter, in float32, computed when asked for.
 
     Names are those of the base's weights without ".weight"; a bias stands under "<module>.bias" with shape (out, 1).
-    Shapes are (out, in) also where the base stores (in, out); `transposed` says so.
+    Shapes are (out, in) also where the base stores (in, out); `transposed` says so. `forget` gives back the memory of
+    what was read of the adapter's file.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Update:
     parts: Mapping[str, LowRank] = field(repr=False)
     base_weight: Callable[[str], Tensor] | None = field(repr=False)
     scaled_biases: tuple[str, ...] = ()
+    forget: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
     def vectors(self) -> frozenset[str]:
@@ -196,7 +198,7 @@ def exact_updates(
     """
     read = read_adapter_file(folder)
     parts, biases = _shaped(folder, read.modules, base_shape)
-    update = Update(folder, read.kind, read.digest, read.transposed, read.head, parts, base_weight, biases)
+    update = Update(folder, read.kind, read.digest, read.transposed, read.head, parts, base_weight, biases, read.forget)
     if base_shape is not None:
         raise_if_any(ArtifactRefused, _misfits(update, base_shape))
     return update

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,37 @@ def test_a_file_is_read_by_row_ranges_as_safetensors_reads_it(tmp_path: Path) ->
         assert torch.equal(file.rows(name), value)
         if value.dim():
             assert torch.equal(file.rows(name, slice(1, 2)), value[1:2]) or not len(value)
+
+
+def resident(path: Path) -> int:
+    """KiB of a mapped file that are in this process's memory."""
+    kept, size = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            kept = line.endswith(str(path))
+        size += int(line.split()[1]) if kept and line.startswith("Rss:") else 0
+    return size
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc: what is resident cannot be seen")
+def test_adapters_are_in_memory_only_while_their_module_is_merged(plan: MergePlan) -> None:
+    files = [update.folder / "adapter_model.safetensors" for update in plan.updates]
+    for update in plan.updates:
+        update.forget()
+    assert [resident(path) for path in files] == [0, 0]
+    for change in merged_stream(plan, "ties", density=0.4):
+        whole(change)
+        assert resident(files[0]) > 0
+    assert [resident(path) for path in files] == [0, 0]
+    stored = load_file(files[0])["base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"]
+    assert torch.equal(plan.updates[0].parts["model.layers.0.mlp.down_proj"].B, stored)
+
+
+def test_bytes_that_are_not_those_of_the_shape_are_refused(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(ValueError, match="not those of its shape"):
+        TensorFile(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("cut", [4, 60, -3])
