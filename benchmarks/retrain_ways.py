@@ -74,7 +74,7 @@ def spec_of(story: Mapping[str, Any], periods: Sequence[Period], way: Way, seed:
     adapter = json.loads(json.dumps(story["adapter"]))
     adapter |= {"task": story["name"], "seed": seed}
     adapter["base"] = base_of(story)
-    adapter["data"] |= {"source": "none", "labels": labels}
+    adapter["data"] |= {"source": "none", **({"labels": labels} if adapter["kind"] == "classification" else {})}
     adapter["retrain"] |= {"pull": way.pull, "rate_factor": way.rate}
     return AdapterSpec.model_validate(adapter)
 

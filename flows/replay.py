@@ -138,8 +138,8 @@ def all_replayed(home: Home, spec: AdapterSpec, champion: VersionRecord, fresh: 
 
 
 def filled_up(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> AdapterSpec:
-    """The spec with as much more replay as there is room for in `retrain.fresh_rows`: where rows are few, leaving old
-    ones out saves nothing and forgets.
+    """The spec with a share that replays `retrain.replay_rows`, if there are so many: where rows are few, leaving old
+    ones out saves little and forgets.
 
     Not where somebody asked for none, nor where the number of steps is fixed, which more rows would have to share.
     """
@@ -147,7 +147,7 @@ def filled_up(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> Ad
     if not 0 < asked.replay_share < 1 or not count or spec.training.steps is not None:
         return spec
     everything = spec.model_copy(update={"retrain": asked.model_copy(update={"replay_share": 1.0})})
-    rows = min(len(replayed(everything, fresh, known)), asked.fresh_rows - count)
+    rows = min(len(replayed(everything, fresh, known)), asked.replay_rows)
     share = max(asked.replay_share, rows / (rows + count))
     return spec.model_copy(update={"retrain": asked.model_copy(update={"replay_share": share})})
 

@@ -70,9 +70,12 @@ class RetrainSpec(Spec):
     """How a moved task is taught again without forgetting."""
 
     replay_share: Share = Field(
-        0.5,
-        description="Share of the training rows drawn from all data the champion learned from; at least, where rows "
-        "are passed over in epochs and `fresh_rows` leaves room.",
+        0.5, description="Share of the training rows drawn from all data the champion learned from; at least."
+    )
+    replay_rows: int = Field(
+        2000,
+        ge=0,
+        description="Old rows that are replayed whatever the share, if there are so many; not where steps are fixed.",
     )
     start: Literal["base", "champion"] = Field(
         "champion", description="Continue from the champion, or a fresh adapter on the base."
@@ -91,11 +94,7 @@ class RetrainSpec(Spec):
     attempts: int = Field(
         2, ge=1, le=10, description="Candidates that one retrain may train: each after a refusal changes one thing."
     )
-    fresh_rows: int = Field(
-        1000,
-        ge=50,
-        description="Newest labelled requests that a retrain learns from; what they leave of this is replayed.",
-    )
+    fresh_rows: int = Field(1000, ge=50, description="Newest labelled requests that a retrain learns from.")
     daily_budget: int = Field(2, ge=1, description="At most so many retrains of a task in 24 hours.")
     through: datetime | None = Field(
         None, description="Newest request that it learned from; a window begins after it. Written by a retrain."

@@ -28,19 +28,18 @@ def test_an_old_row_that_came_again_and_judges_now_is_not_replayed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "fresh_rows", "asked", "steps", "replayed_rows"),
+    ("old", "replay_rows", "asked", "steps", "replayed_rows"),
     [
-        (300, 1000, 0.5, None, 300),  # few: all of them
-        (900, 1000, 0.5, None, 900),
-        (950, 1000, 0.5, None, 900),  # as many as there is room for
-        (5000, 150, 0.5, None, 100),  # no room: the share that was asked for
-        (5000, 150, 0.8, None, 400),
-        (300, 1000, 0.0, None, 0),  # somebody wants none
-        (300, 1000, 0.5, 50, 100),  # a fixed number of steps would be shared by more rows
+        (300, 2000, 0.5, None, 300),  # few: all of them
+        (950, 900, 0.5, None, 900),
+        (5000, 60, 0.5, None, 100),  # the share that was asked for is more
+        (5000, 0, 0.8, None, 400),
+        (300, 2000, 0.0, None, 0),  # somebody wants none
+        (300, 2000, 0.5, 50, 100),  # a fixed number of steps would be shared by more rows
     ],
 )
-def test_what_the_fresh_rows_leave_of_the_budget_is_replayed_and_at_least_the_share(
-    old: int, fresh_rows: int, asked: float, steps: int | None, replayed_rows: int
+def test_old_rows_are_replayed_whole_where_they_are_few_and_at_least_by_their_share(
+    old: int, replay_rows: int, asked: float, steps: int | None, replayed_rows: int
 ) -> None:
     def data(count: int, name: str) -> Any:
         rows = tuple(Example(f"{name} {n}", f"{name} {n}", "no" if n % 2 else "yes", n) for n in range(count))
@@ -52,7 +51,7 @@ def test_what_the_fresh_rows_leave_of_the_budget_is_replayed_and_at_least_the_sh
         "base": {"model": "/nowhere"},
         "data": {"source": "rows.jsonl"},
         "training": {"steps": steps},
-        "retrain": {"fresh_rows": fresh_rows, "replay_share": asked},
+        "retrain": {"replay_rows": replay_rows, "replay_share": asked},
     }
     fresh, known = data(100, "new"), data(old, "old")
     for one in (fresh, known):
