@@ -7,8 +7,10 @@ keys are left out and the reason is printed.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,10 +26,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def full_model(folder: Path, *, hidden: int, layers: int) -> dict[str, float]:
-    """Ratios of CPU seconds and of peak memory, theirs over ours, and our share of the machine's copy bandwidth."""
+    """Ratios of CPU seconds and of peak memory, theirs over ours, and what the streaming merge itself reaches of a
+    copy's bandwidth; without mergekit that alone."""
     if subprocess.run([sys.executable, "-c", "import mergekit.scripts.run_yaml"], capture_output=True).returncode:
         print("mergekit cannot be imported: full_ratio_mergekit and peak_memory_ratio are left out", flush=True)
-        return {}
+        write_model(folder / "large", hidden=hidden, layers=layers, dtype=torch.bfloat16)
+        return bandwidth_shares(folder / "large")
     small = folder / "small"
     write_model(small, hidden=256, layers=2, dtype=torch.float32)
     ours_in(small)
@@ -38,7 +42,6 @@ def full_model(folder: Path, *, hidden: int, layers: int) -> dict[str, float]:
     write_model(folder / "large", hidden=hidden, layers=layers, dtype=torch.bfloat16)
     size = sum(path.stat().st_size for path in (folder / "large" / "base").glob("*.safetensors"))
     ours, theirs = ours_in(folder / "large"), mergekit_in(folder / "large")
-    share = 2 * size / ours[0] / copy_bandwidth()
     print(
         f"TIES of {PARENTS} parents into bf16, {size / 1e6:.0f} MB: {ours[0]:.2f} s, peak {ours[1] / 1e6:.0f} MB"
         f" against {theirs[0]:.1f} s, {theirs[1] / 1e6:.0f} MB; float32 changes {difference:.1e} apart",
@@ -47,8 +50,44 @@ def full_model(folder: Path, *, hidden: int, layers: int) -> dict[str, float]:
     return {
         "full_ratio_mergekit": theirs[0] / ours[0],
         "peak_memory_ratio": theirs[1] / ours[1],
-        "bandwidth_share": share,
+        **bandwidth_shares(folder / "large"),
     }
+
+
+def bandwidth_shares(folder: Path, rounds: int = 3) -> dict[str, float]:
+    """Bytes that our merge of the folder's adapters reads and writes of the model a second, over what copies do: CPU
+    seconds of one thread in this process, the best of alternating rounds. What a process does once is not in it:
+    imports, reading the adapters, loading the compiled loops."""
+    model, merged, copied = folder / "base" / "model.safetensors", [], []
+    for _ in range(rounds + 1):
+        shutil.rmtree(folder / "ours", ignore_errors=True)
+        merged.append(merge_in(folder))
+        (folder / "copy").unlink(missing_ok=True)
+        began = time.process_time()
+        shutil.copyfile(model, folder / "copy")
+        copied.append(time.process_time() - began)
+    (folder / "copy").unlink()
+    best, bandwidth = min(merged[1:]), 2 * model.stat().st_size / min(merged[1:])
+    print(
+        f"streaming merge itself: {best:.2f} s, a copy of the file {min(copied):.2f} s; {bandwidth / 1e9:.2f} GB/s,"
+        f" from memory to memory {copy_bandwidth() / 1e9:.1f} GB/s",
+        flush=True,
+    )
+    return {"bandwidth_share": bandwidth / copy_bandwidth(), "file_copy_share": min(copied) / best}
+
+
+def merge_in(folder: Path) -> float:
+    """Our merge of a folder's adapters into its base; the CPU seconds from the checked plan to the finished folder."""
+    from tasks.export.model import export_model
+    from tasks.merging.base import open_base
+    from tasks.merging.plan import Parent, check_parents
+    from tasks.merging.stream import merged_stream
+
+    base = open_base(folder / "base")
+    parents = [Parent(f"p{place}:1", f"p{place}", folder / f"p{place}", "base") for place in range(PARENTS)]
+    plan, began = check_parents(parents, base), time.process_time()
+    export_model(folder / "ours", base, merged_stream(plan, "ties_mergekit", density=DENSITY))
+    return time.process_time() - began
 
 
 def write_model(folder: Path, *, hidden: int, layers: int, dtype: torch.dtype) -> None:
@@ -185,15 +224,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             print(json.dumps(full_model(Path(scratch), hidden=512, layers=4)))
         return 0
-    folder = Path(sys.argv[1])
-    from tasks.export.model import export_model
-    from tasks.merging.base import open_base
-    from tasks.merging.plan import Parent, check_parents
-    from tasks.merging.stream import merged_stream
-
-    base = open_base(folder / "base")
-    parents = [Parent(f"p{place}:1", f"p{place}", folder / f"p{place}", "base") for place in range(PARENTS)]
-    export_model(folder / "ours", base, merged_stream(check_parents(parents, base), "ties_mergekit", density=DENSITY))
+    merge_in(Path(sys.argv[1]))
+    gc.freeze()  # as the `factory` command does at its end
     return 0
 
 

@@ -24,7 +24,7 @@ from tasks.merging.factors import (
     numerical_rank,
     product,
 )
-from tasks.merging.stack import Held, Stack
+from tasks.merging.stack import Held, Stack, Thin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ def knots_factors(stack: Stack, ask: Ask, *, inner: Inner) -> Factors:
     pairs = stack.factors() or []
     frame, inside = shared_basis(pairs)
     # float32 is what the inner rule reads; a product of two factors cancels nothing
-    coordinates = [left.float() @ A.float() for left, (_, A) in zip(inside, pairs, strict=True)]
+    coordinates = [Thin(left.float(), A.float()) for left, (_, A) in zip(inside, pairs, strict=True)]
     return frame, merged_inside(stack, ask, coordinates, inner)
 
 
@@ -46,7 +46,7 @@ def knots_dense(stack: Stack, ask: Ask, *, inner: Inner) -> Tensor:
     """The same from dense changes."""
     deltas = [update.delta(stack.name).double() for update in stack.updates]
     U = _dense_basis(deltas)
-    return product(U, merged_inside(stack, ask, [U.T @ delta for delta in deltas], inner))
+    return product(U, merged_inside(stack, ask, [Held((U.T @ delta).float()) for delta in deltas], inner))
 
 
 def core_factors(stack: Stack, ask: Ask, *, inner: Inner) -> Factors:
@@ -54,14 +54,16 @@ def core_factors(stack: Stack, ask: Ask, *, inner: Inner) -> Factors:
     pairs = stack.factors() or []
     U, left = shared_basis(pairs)
     V, right = shared_basis([(A.T, B.T) for B, A in pairs])
-    return U, merged_inside(stack, ask, [one @ two.T for one, two in zip(left, right, strict=True)], inner) @ V.T
+    coordinates = [Thin(one.float(), two.T.float()) for one, two in zip(left, right, strict=True)]
+    return U, merged_inside(stack, ask, coordinates, inner) @ V.T
 
 
 def core_dense(stack: Stack, ask: Ask, *, inner: Inner) -> Tensor:
     """The same from dense changes."""
     deltas = [update.delta(stack.name).double() for update in stack.updates]
     U, V = _dense_basis(deltas), _dense_basis([delta.T for delta in deltas])
-    return product(U, merged_inside(stack, ask, [U.T @ delta @ V for delta in deltas], inner) @ V.T)
+    coordinates = [Held((U.T @ delta @ V).float()) for delta in deltas]
+    return product(U, merged_inside(stack, ask, coordinates, inner) @ V.T)
 
 
 def shared_basis(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
@@ -103,10 +105,10 @@ def _basis_through_grams(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor
     return B @ back, list(((lower @ turn).T * norms).split([A.shape[0] for _, A in pairs], 1))
 
 
-def merged_inside(stack: Stack, ask: Ask, coordinates: Sequence[Tensor], inner: Inner) -> Tensor:
+def merged_inside(stack: Stack, ask: Ask, coordinates: Sequence[Held] | Sequence[Thin], inner: Inner) -> Tensor:
     """The inner rule on each parent's coordinates, float64."""
-    held = tuple(Held(own.float()) for own in coordinates)
-    return inner(replace(stack, shape=tuple(coordinates[0].shape), updates=held), ask).double()  # type: ignore[arg-type]
+    inside = replace(stack, shape=coordinates[0].shape, updates=tuple(coordinates))  # type: ignore[arg-type]
+    return inner(inside, ask).double()
 
 
 def _dense_basis(deltas: Sequence[Tensor]) -> Tensor:

@@ -7,8 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba.np.linalg
 import numpy as np
 from numba import njit
+
+
+def _no_products() -> None:
+    raise ImportError
+
+
+# Numba loads SciPy (14 MB, a seventh of a second) to see whether it could compile np.cov; no loop here asks for that.
+_looked_for, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, _no_products
+import numba.np.arraymath  # noqa: E402
+
+numba.np.linalg.ensure_blas = _looked_for
 
 ZERO = np.float32(0)
 ONE = np.float32(1)

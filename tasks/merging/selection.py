@@ -30,6 +30,8 @@ def kth_magnitude(read: Reader, shape: tuple[int, int], blocks: list[slice], kep
 
     Raises nothing: a small module is read at once.
     """
+    import torch
+
     entries = shape[0] * shape[1]
     if kept == 0:
         return math.inf
@@ -37,7 +39,10 @@ def kth_magnitude(read: Reader, shape: tuple[int, int], blocks: list[slice], kep
         found = _within_bracket(read, shape, blocks, kept)
         if found is not None:
             return found
-    return magnitude_of_rank(np.concatenate([read(block).abs().numpy().reshape(-1) for block in blocks]), kept)
+    whole = torch.empty(shape)
+    for block in blocks:
+        read(block, whole[block])
+    return magnitude_of_rank(whole.abs_().numpy().reshape(-1), kept)
 
 
 def sampled(read: Reader, shape: tuple[int, int]) -> np.ndarray:
@@ -62,7 +67,7 @@ def _within_bracket(read: Reader, shape: tuple[int, int], blocks: list[slice], k
     sample[: ends[1]].partition(min(ends[0], ends[1] - 1))
     low = sample[ends[0]] if ends[0] > 0 else np.float32(0)
     high = sample[ends[1]] if ends[1] < sample.size - 1 else np.float32(np.inf)
-    above, held, room = 0, 0, 6 * reach * entries // sample.size
+    above, held, room = 0, 0, 3 * reach * entries // sample.size
     rows = torch.empty(max(block.stop - block.start for block in blocks), shape[1])
     inside = np.empty(room + rows.numel(), np.float32)
     for block in blocks:

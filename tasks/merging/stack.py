@@ -88,6 +88,10 @@ class Held:
 
     value: Tensor  # (out, in) float32
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.value.shape[0], self.value.shape[1]
+
     def rows(self, name: str) -> Reader:
         from tasks.merging.vectors import reader_of
 
@@ -95,6 +99,32 @@ class Held:
 
     def delta(self, name: str) -> Tensor:
         return self.value
+
+    def has_factors(self, name: str) -> bool:
+        return False
+
+    def factors(self, name: str) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Thin:
+    """The same as a product of two factors, which is computed where it is read."""
+
+    B: Tensor  # (out, rank) float32
+    A: Tensor  # (rank, in) float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.B.shape[0], self.A.shape[1]
+
+    def rows(self, name: str) -> Reader:
+        from tasks.merging.vectors import reader_of_product
+
+        return reader_of_product(self.B, self.A)
+
+    def delta(self, name: str) -> Tensor:
+        return self.B @ self.A
 
     def has_factors(self, name: str) -> bool:
         return False

@@ -51,6 +51,11 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def reader_of_product(B: Tensor, A: Tensor) -> Reader:
+    """A reader of B A."""
+    return lambda block, out=None, columns=EVERY: torch.mm(B[block], A[:, columns], out=out)
+
+
 def reader_of(rows: Callable[[slice], Tensor]) -> Reader:
     """A reader from a function that gives whole rows."""
 
@@ -128,8 +133,7 @@ class Update:
         is one. Some columns of it may differ in the last bit from those of the whole rows."""
         part = self._part(name)
         if part.is_product and not self._is_bias(name):
-            B, A = (part.scale * part.B.double()).float(), part.A.float()
-            return lambda block, out=None, columns=EVERY: torch.mm(B[block], A[:, columns], out=out)
+            return reader_of_product((part.scale * part.B.double()).float(), part.A.float())
         return reader_of(self._other_rows(name, part))
 
     def _other_rows(self, name: str, part: LowRank) -> Callable[[slice], Tensor]:
