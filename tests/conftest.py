@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import os
 import shutil
@@ -14,6 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from shared_work import once_for_all
 
 # torch and the hub read these when they are imported, which no line above does
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -22,6 +24,17 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENA
 os.environ |= {"GX_ANALYTICS_ENABLED": "False", "MPLBACKEND": "Agg"}
 
 VOCABULARY = 300
+
+
+def pytest_configure() -> None:
+    """Collecting imports the whole stack, of which nothing is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays until the end: the collector need not look at it again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -127,6 +140,24 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_up_words() -> list[str]:
     """Sixty words that the tiny tokenizers have seen."""
     return spoken_words(60)
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes which run the tests have in common."""
+    mine = tmp_path_factory.getbasetemp()
+    return mine.parent if hasattr(request.config, "workerinput") else mine
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(shared: Path) -> Path:
+    """MLflow's empty database, which takes seconds: built once, to be copied."""
+    from registry.mlflow_access import client
+
+    with once_for_all(shared / "mlflow.db") as path:
+        if not path.exists():
+            client(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 # PostgreSQL --------------------------------------------------------------------------------------------------------

@@ -8,35 +8,45 @@ a stage for all.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import pickle
 import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factory_home import ROWS, Factory, Said, Task, fresh_slots
+from shared_work import once_for_all
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """Prefect's own server on a free port, for whoever asks for it; its API's address."""
+def server(shared: Path) -> Iterator[str]:
+    """Prefect's own server on a free port, for whoever asks for it; its API's address. The tables of its database,
+    which take seconds, are made once and copied."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
     # Prefect's threads end with this process; a child that a later test forks cannot end them, and would fail in trying
     os.register_at_fork(after_in_child=threading._threading_atexits.clear)  # type: ignore[attr-defined]
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
+    folder = Path(tempfile.mkdtemp())
+    with ExitStack() as stack:
+        with once_for_all(shared / "prefect.db") as template:
+            if known := template.exists():
+                shutil.copy(template, folder / "prefect-test.db")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(folder))
+                stack.enter_context(prefect_test_harness(server_startup_timeout=120))
+            if not known:
+                with closing(sqlite3.connect(folder / "prefect-test.db")) as made:
+                    made.execute("VACUUM INTO ?", (str(template),))
+        stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
         fresh_slots()
         yield str(PREFECT_API_URL.value())
 
@@ -57,18 +67,18 @@ def desk(made_up_words: list[str]) -> dict[str, Task]:
 
 @pytest.fixture(scope="session")
 def new_factory(
-    server: str, tiny_base: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+    server: str,
+    tiny_base: Path,
+    tiny_encoder: Path,
+    mlflow_template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[], Factory]:
-    """Empty homes; MLflow's empty database is built once and copied, for that takes seconds."""
-    from registry.mlflow_access import client
-
-    template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    client(f"sqlite:///{template}").search_experiments()
+    """Empty homes."""
 
     def make() -> Factory:
         made = Factory(tmp_path_factory.mktemp("factory"), tiny_base, tiny_encoder, server)
         (made.home / "mlflow").mkdir(parents=True)
-        shutil.copy(template, made.home / "mlflow" / "mlflow.db")
+        shutil.copy(mlflow_template, made.home / "mlflow" / "mlflow.db")
         return made
 
     return make
@@ -260,9 +270,7 @@ class Stages:
     def _after(self, place: int) -> tuple[Factory, Any]:
         name = list(STAGES)[place]
         if name not in self.made:
-            with open(self.shared / f"{name}.lock", "wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                kept = self.shared / f"{name}.pickle"
+            with once_for_all(self.shared / f"{name}.pickle") as kept:
                 if not kept.exists():
                     factory = self._copied(self._after(place - 1)[0]) if place else self.new_factory()
                     kept.write_bytes(pickle.dumps((factory, STAGES[name](factory, self.desk))))
@@ -287,14 +295,7 @@ class Stages:
 
 
 @pytest.fixture(scope="session")
-def stages(
-    request: pytest.FixtureRequest,
-    new_factory: Callable[[], Factory],
-    desk: dict[str, Task],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Stages:
-    mine = tmp_path_factory.getbasetemp()
-    shared = mine.parent if hasattr(request.config, "workerinput") else mine
+def stages(new_factory: Callable[[], Factory], desk: dict[str, Task], shared: Path) -> Stages:
     return Stages(new_factory, desk, shared)
 
 

@@ -213,16 +213,6 @@ def postgres_url(postgres_server: str, migrated_database: str, database_on: Any)
 # MLflow ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's own empty database, built once: it takes seconds."""
-    from registry.mlflow_access import client
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    client(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def mlflow_folder(mlflow_template: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "home" / "mlflow"
