@@ -151,12 +151,14 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def mlflow_template(shared: Path) -> Path:
-    """MLflow's empty database, which takes seconds: built once, to be copied."""
+    """MLflow's empty database, which takes seconds: built once, to be copied. What MLflow reads from the environment is
+    set in every process that asks."""
     from registry.mlflow_access import client
 
     with once_for_all(shared / "mlflow.db") as path:
-        if not path.exists():
-            client(f"sqlite:///{path}").search_experiments()
+        known, service = path.exists(), client(f"sqlite:///{path}")
+        if not known:
+            service.search_experiments()
     return path
 
 
