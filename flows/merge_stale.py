@@ -49,13 +49,16 @@ def stale_merges(home: Home, names: Iterable[str] | None = None) -> tuple[Stale,
 
 
 def made_stale(home: Home, task: str) -> tuple[Stale, ...]:
-    """The served merges that the last move of a task's champion has made stale.
+    """The served merges that the last move of a task's champion has made stale, said.
 
     Only what contains a version of the task is looked at: a fleet promotes thousands.
     """
     made = [ref for one in home.ledger.listed(task) for ref in home.ledger.containing(f"{task}:{one.number}")]
     names = {ref.partition(":")[0] for ref in made} - {task}
-    return tuple(mark for mark in stale_merges(home, names) if mark.parent.partition(":")[0] == task)
+    marked = tuple(mark for mark in stale_merges(home, names) if mark.parent.partition(":")[0] == task)
+    for mark in marked:
+        voice.say(f"  {mark.sentence}")
+    return marked
 
 
 def merged_again(home: Home, stale: Sequence[Stale]) -> tuple[MergeOutcome, ...]:

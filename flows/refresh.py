@@ -28,11 +28,13 @@ def refresh() -> Sequence[MergeOutcome]:
 
 
 def told_stale(home: Home, task: str) -> tuple[Stale, ...]:
-    """The served merges that a move of the champion has made stale, said and sent as an event, one for each merged
-    model."""
+    """The served merges that a move of the champion has made stale, said and sent."""
     marked = made_stale(home, task)
-    for mark in marked:
-        voice.say(f"  {mark.sentence}")
+    send_stale(task, marked)
+    return marked
+
+
+def send_stale(task: str, marked: Sequence[Stale]) -> None:
+    """An event for each merged model."""
     for ref in sorted({mark.merged for mark in marked}):
         emit_event(STALE_EVENT, resource=stale_resource(ref.partition(":")[0]), payload={"merged": ref, "task": task})
-    return marked

@@ -37,10 +37,8 @@ def stale_told(home: Home, task: str) -> None:
     marked = made_stale(home, task)
     server = home.settings.prefect_api_url
     if marked and server and answers(server):
-        from flows.refresh import told_stale
+        from flows.refresh import send_stale
 
-        told_stale(home, task)
+        send_stale(task, marked)
     elif marked:
-        for mark in marked:
-            voice.say(f"  {mark.sentence}")
         voice.say("  no Prefect server heard of it; `factory merge --stale` merges them again")
