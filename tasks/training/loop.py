@@ -36,7 +36,7 @@ from tasks.training.interruption import Stopped
 from tasks.training.losses import EVALUATION_BATCH, answer_logits_of, validation_sums
 from tasks.training.lowrank import compute_in_few_passes
 from tasks.training.optimiser import optimizer_of, rate_factor
-from tasks.training.part import Halted, Part, Run, driven, gradients
+from tasks.training.part import Cramped, Halted, Part, Run, driven, gradients
 from tasks.training.peak import Peak, handing_back
 from tasks.training.state import RunState, trained_tensors
 from tasks.training.team import Team
@@ -110,6 +110,7 @@ def steps_of(
         SpecRefused: the method does not fit the base, or a single row needs more memory than there is.
         ArtifactRefused: `start` does not fit the base, or the checkpoints are another run's.
         Stopped: `stop` said so.
+        Cramped: this process of several that share the base lacks memory; they begin again with fewer rows at once.
     """
     rows, held_out, team = encode(base, train), encode(base, validation), Team.of_this_process()
     if not team.leads:  # one process speaks and writes for all
@@ -152,6 +153,7 @@ def steps_of(
             state.note_chance(base.device)
         else:
             state = RunState.unpacked(saved, model, optimizer, allocation)
+            state.micro_batch = min(filter(None, (state.micro_batch, spec.training.micro_batch)), default=None)
             say(f"  resumed from step {state.step} of {len(batches)} (verified)")
         began -= state.seconds
         written_at = clock()
@@ -191,9 +193,11 @@ def steps_of(
                     loss, seen, width = yield from gradients(whole, state.micro_batch, halt, team)
                 except Halted:
                     halted = True
-                except Exception as error:  # who waits for a part of the base from the others cannot give up alone
-                    if not _is_out_of_memory(error) or spec.resources.shard_base:
+                except Exception as error:
+                    if not _is_out_of_memory(error):
                         raise
+                    if spec.resources.shard_base:
+                        raise Cramped(number, _half(state.micro_batch, batch, spec)) from error
                     cramped = True
                 if team.any(cramped):
                     state.micro_batch = _half(state.micro_batch, batch, spec)

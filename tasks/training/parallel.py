@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -32,6 +32,7 @@ from tasks.training.curve import Curve, Look, Step
 from tasks.training.interruption import Stopped
 from tasks.training.loop import Progress, Trained, train_adapter
 from tasks.training.node import ADAPTER, DONE, JOB, command_of, last_words, with_meeting_point
+from tasks.training.part import Cramped
 
 if TYPE_CHECKING:
     from tasks.training.base import Base
@@ -71,35 +72,60 @@ def train_in_processes(
     }
     with _job_folder(spec, checkpoints) as job:
         spec = with_meeting_point(spec)
-        write_job(job, spec, train, validation, start, checkpoints)
-        for number in range(1, spec.resources.nodes):
-            say(f"  waits for node {number}; there run: python -m tasks.training.node {job} {number}")
-        command = command_of(job, spec.resources, 0)
-        with (job / "stderr").open("wb") as errors:
-            team = subprocess.Popen(  # noqa: S603 # this very interpreter and a module of ours
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-            )
-            with _stopped_when(stop, team):
-                assert team.stdout is not None
-                for line in team.stdout:
-                    if line.startswith('{"tells":'):
-                        told = json.loads(line)
-                        hear[told["tells"]](told["what"])
-            team.wait()
-        if not (job / DONE).is_file():
-            if stop():
-                remedy = "run the same command again"
-                raise Stopped.one("E-TRAIN-003", spec.task, "was told to stop before its first step", remedy)
-            wrong = f"its processes ended with code {team.returncode}: {last_words(job / 'stderr')}"
-            remedy = "run it again" + (", it goes on from its checkpoint" if checkpoints else "")
-            raise DependencyDown.one("E-TRAIN-007", spec.task, wrong, f"{remedy}, or set resources.processes: 1")
-        done = json.loads((job / DONE).read_text())
+        while True:
+            write_job(job, spec, train, validation, start, checkpoints)
+            done = _done(job, spec, hear, stop, kept=checkpoints is not None)
+            if "cramped" not in done:
+                break
+            step, rows = done["cramped"]
+            say(f"  out of memory at step {step}: begun again with {rows} rows at once, same batch")
+            fewer = spec.training.model_copy(update={"micro_batch": rows})
+            spec = spec.model_copy(update={"training": fewer})
         if "problems" in done:
             raise _error_of(done)
         shutil.copytree(job / ADAPTER, folder, dirs_exist_ok=True)
     curve = done.pop("curve")
     steps, looks = tuple(Step(**s) for s in curve["steps"]), tuple(Look(**look) for look in curve["looks"])
     return Trained(folder, Curve(**curve | {"steps": steps, "looks": looks}), **done)
+
+
+def _done(
+    job: Path,
+    spec: AdapterSpec,
+    hear: Mapping[str, Callable[[dict[str, Any]], None]],
+    stop: Callable[[], bool],
+    *,
+    kept: bool,
+) -> dict[str, Any]:
+    """What the processes of a job leave behind: a run's figures, problems, or word that memory did not suffice.
+
+    Raises:
+        Stopped: `stop` said so before there was anything to leave.
+        DependencyDown: they ended without a word.
+    """
+    (job / DONE).unlink(missing_ok=True)
+    for number in range(1, spec.resources.nodes):
+        hear["say"]({"sentence": f"  waits for node {number}; there run: python -m tasks.training.node {job} {number}"})
+    with (job / "stderr").open("wb") as errors:
+        team = subprocess.Popen(  # noqa: S603 # this very interpreter and a module of ours
+            command_of(job, spec.resources, 0), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+        with _stopped_when(stop, team):
+            assert team.stdout is not None
+            for line in team.stdout:
+                if line.startswith('{"tells":'):
+                    told = json.loads(line)
+                    hear[told["tells"]](told["what"])
+        team.wait()
+    if (job / DONE).is_file():
+        done: dict[str, Any] = json.loads((job / DONE).read_text())
+        return done
+    if stop():
+        remedy = "run the same command again"
+        raise Stopped.one("E-TRAIN-003", spec.task, "was told to stop before its first step", remedy)
+    wrong = f"its processes ended with code {team.returncode}: {last_words(job / 'stderr')}"
+    remedy = "run it again" + (", it goes on from its checkpoint" if kept else "")
+    raise DependencyDown.one("E-TRAIN-007", spec.task, wrong, f"{remedy}, or set resources.processes: 1")
 
 
 def write_job(
@@ -191,13 +217,15 @@ def run_share(job: Path) -> None:
         if leads:
             plain = {name: value for name, value in vars(done).items() if name not in ("folder", "curve")}
             _write(job / DONE, {**plain, "curve": done.curve.as_dict()})
+    except Cramped as error:
+        _write(job / DONE, {"cramped": [error.step, error.rows]})
+        raise
     except FactoryError as error:
-        if leads:
-            _write(
-                job / DONE, {"kind": type(error).__name__, "problems": [list(problem) for problem in error.problems]}
-            )
-        else:  # torchrun ends all processes when one fails: not before the first has written what there is to say
-            sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error}\n")
+        if leads or spec.resources.shard_base:  # there the first process may wait for this one
+            problems = [list(problem) for problem in error.problems]
+            _write(job / DONE, {"kind": type(error).__name__, "problems": problems})
+        if not leads:  # torchrun ends all when one fails: not before there is written what there is to say
             _wait_for(job / DONE)
             raise SystemExit(error.exit_code) from None
     finally:
@@ -247,7 +275,7 @@ def _tell(what: str, told: dict[str, Any]) -> None:
 
 def _write(path: Path, told: dict[str, Any]) -> None:
     """A whole file or none."""
-    staging = path.with_suffix(".new")
+    staging = path.with_suffix(f".{os.getpid()}")
     staging.write_text(json.dumps(told))
     staging.rename(path)
 

@@ -28,6 +28,17 @@ class Halted(Exception):
     """A stop was asked for between two parts of a batch."""
 
 
+class Cramped(Exception):
+    """A step needs more memory than one process of several has, while the others wait for its part of the base.
+
+    All must begin again, from the newest checkpoint, with so many rows at once.
+    """
+
+    def __init__(self, step: int, rows: int) -> None:
+        super().__init__(f"out of memory at step {step}")
+        self.step, self.rows = step, rows
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows of one run that are computed at once.

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import warnings
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(LIBRARIES)
 
 
-def run_shares(job: Path, size: int, *, stop_at: int = 0, room: int | None = None) -> list[dict[str, Any]]:
+def run_shares(
+    job: Path, size: int, *, stop_at: int = 0, room: int | None = None, cramped_after: int = 0
+) -> list[dict[str, Any]]:
     """A job in so many processes: what each holds at the end, bytes of all `tensors` and the files that are `mapped`.
 
     Args:
         stop_at: SIGTERM comes to the first process after this step; 0 for never.
         room: rows at once for which the last process has memory; any number by default.
+        cramped_after: passes in which it still has memory for all.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    team = [SERVER.Process(target=_share, args=(job, rank, size, port, stop_at, room)) for rank in range(size)]
+    team = [
+        SERVER.Process(target=_share, args=(job, rank, size, port, stop_at, room, cramped_after))
+        for rank in range(size)
+    ]
     for process in team:
         process.start()
     for process in team:
@@ -37,7 +44,7 @@ def run_shares(job: Path, size: int, *, stop_at: int = 0, room: int | None = Non
     return [json.loads((job / f"held-{rank}").read_text()) for rank in range(size)]
 
 
-def _share(job: Path, rank: int, size: int, port: int, stop_at: int, room: int | None) -> None:
+def _share(job: Path, rank: int, size: int, port: int, stop_at: int, room: int | None, cramped_after: int) -> None:
     from tasks.training import parallel, part
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
@@ -47,10 +54,10 @@ def _share(job: Path, rank: int, size: int, port: int, stop_at: int, room: int |
         if what == "step" and told["step"] == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    summed_loss = part.summed_loss
+    summed_loss, passes = part.summed_loss, count(1)
 
     def cramped(base: Any, answer: Any, inputs: Any, labels: Any) -> Any:
-        if room is not None and rank == size - 1 and len(labels) > room:
+        if room is not None and rank == size - 1 and len(labels) > room and next(passes) > cramped_after:
             raise MemoryError
         return summed_loss(base, answer, inputs, labels)
 

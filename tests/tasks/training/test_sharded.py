@@ -20,7 +20,7 @@ from tasks.specs import AdapterSpec, MethodSpec, ResourceSpec
 from tasks.training.base import load_base
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.loop import train_adapter
-from tasks.training.parallel import write_job
+from tasks.training.parallel import train_in_processes, write_job
 
 Make = Callable[..., Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -159,6 +159,37 @@ def test_a_shared_run_that_was_told_to_stop_goes_on_and_ends_with_the_same_bytes
     assert first_bytes == second_bytes
     losses = [[step["loss"] for step in done(tmp_path / name)["curve"]["steps"]] for name in ("whole", "second")]
     assert losses[0] == losses[1]
+
+
+def test_where_one_process_lacks_memory_all_begin_again_with_fewer_rows_at_once(
+    tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows each of a batch of four; from the third step on the last process has room for one."""
+    spec = make_spec("generation", tiny_base, steps=4, batch_size=4, compute_dtype="float32", checkpoint_minutes=0)
+    rows, kept = make_rows("generation", 40), Checkpoints(tmp_path / "kept", "a run")
+    said: list[str] = []
+    spec = spec.model_copy(update={"resources": SHARED})
+
+    def forked(job: Path, *others: Any, **more: Any) -> dict[str, Any]:
+        run_shares(job, 2, room=1, cramped_after=0 if said else 2)
+        return done(job)
+
+    monkeypatch.setattr("tasks.training.parallel._done", forked)
+    found = train_in_processes(spec, rows, [], tmp_path / "shared", checkpoints=kept, say=said.append)
+    assert said == ["  out of memory at step 3: begun again with 1 rows at once, same batch"], said
+    assert (found.micro_batch, found.resumed) == (1, True)
+    alone = train_adapter(load_base(spec.base, kind="generation"), spec, rows, [], tmp_path / "alone")
+    assert [s.loss for s in found.curve.steps] == pytest.approx([s.loss for s in alone.curve.steps], rel=2e-3)
+    assert_same_adapter(tmp_path / "alone", tmp_path / "shared")
+
+
+def test_where_one_process_lacks_memory_for_a_single_row_the_run_is_refused(
+    tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    spec = make_spec("generation", tiny_base, steps=4, batch_size=2, compute_dtype="float32")
+    job = job_of(tmp_path / "job", spec, make_rows("generation", 16), [])
+    run_shares(job, 2, room=0)
+    assert done(job)["problems"][0][:2] == ["E-SPEC-013", "triage:resources"]
 
 
 @pytest.mark.parametrize(
