@@ -13,9 +13,9 @@ and only judge. The same first adapter lives five lives:
                its event causes a retrain, or a person whom it told that the same inputs have other labels now
     oracle     a fresh adapter on all labels of all periods so far
 
-Every life is kept in --cache, so a run that was cut goes on. Ends with one line of JSON over all stories and seeds:
-`gap_to_oracle_points` (oracle - ours on the periods' own held-out rows), `forgotten_points` (first champion - ours on
-the first period's, at the end), `retrains_share_of_schedule`.
+Every life is kept in --cache, so a run that was cut goes on; `--arms` without a name only tells what is there. Ends
+with one line of JSON over all stories and seeds: `gap_to_oracle_points` (oracle - ours on the periods' own held-out
+rows), `forgotten_points` (first champion - ours on the first period's, at the end), `retrains_share_of_schedule`.
 """
 
 from __future__ import annotations
@@ -261,11 +261,13 @@ def score(task: str, story: Mapping[str, Any], rows: Sequence[Row]) -> float:
     return scored_or_wrong(spec, [where], home.store.path(champion.artifact), ())[where.name].score
 
 
-def remembered(cache: Path, arm: str, stage: Stage) -> Life:
-    """A life from the cache, or lived now and kept there."""
+def remembered(cache: Path, arm: str, stage: Stage, *, asked: bool) -> Life | None:
+    """A life from the cache; else lived now and kept there, if it was asked for."""
     named = hashlib.sha256(json.dumps([stage.story, stage.seed, arm], sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"{stage.task}-{stage.seed}-{arm}-{named}.json"
     if not path.is_file():
+        if not asked:
+            return None
         text = json.dumps(asdict(lived(arm, stage)))
         path.write_text(text, encoding="utf-8")
     life = Life(**json.loads(path.read_text(encoding="utf-8")))
@@ -273,9 +275,12 @@ def remembered(cache: Path, arm: str, stage: Stage) -> Life:
     return life
 
 
-def told(name: str, lives: Mapping[str, Sequence[Life]], rows: tuple[int, int]) -> dict[str, float]:
-    """The story's table, and its three figures. Intervals go from the lowest to the highest seed; where there is one,
-    they are Wilson's (95 %) over the held-out `rows` (of the new, of the old)."""
+def told(name: str, lives: Mapping[str, Mapping[int, Life]], rows: tuple[int, int]) -> dict[str, float]:
+    """The story's table, and its three figures, each over the seeds of which both lives are known.
+
+    Intervals go from the lowest to the highest seed; where there is one, they are Wilson's (95 %) over the held-out
+    `rows` (of the new, of the old).
+    """
     from tasks.drift.statistics import wilson
 
     def mean(values: Sequence[float]) -> float:
@@ -285,23 +290,32 @@ def told(name: str, lives: Mapping[str, Sequence[Life]], rows: tuple[int, int]) 
         low, high = (min(values), max(values)) if len(values) > 1 else wilson(values[0], count, 0.975)
         return f"{100 * mean(values):5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
-    title = f"{'arm':10} {'score on new':>22} {'score on old, at the end':>26}"
+    title = f"{'arm':10} {'seeds':>5} {'score on new':>22} {'score on old, at the end':>26}"
     print(f"\n{name}\n{title} retrains promoted  labels  minutes")
-    for arm, some in lives.items():
+    for arm, of_seed in ((arm, of_seed) for arm, of_seed in lives.items() if of_seed):
+        some = list(of_seed.values())
         new, old = [mean(life.new) for life in some], [life.old[-1] for life in some]
         counts = f"{mean([x.retrains for x in some]):8.1f} {mean([x.promoted for x in some]):8.1f}"
         cost = f"{mean([x.labels for x in some]):7.0f} {mean([x.minutes for x in some]):8.1f}"
-        print(f"{arm:10} {spread(new, rows[0]):>22} {spread(old, rows[1]):>26} {counts} {cost}", flush=True)
-    gap = mean([mean(a.new) - mean(b.new) for a, b in zip(lives["oracle"], lives["ours"], strict=True)])
-    forgot = mean([a.old[-1] - b.old[-1] for a, b in zip(lives["never"], lives["ours"], strict=True)])
-    share = sum(x.retrains for x in lives["ours"]) / sum(x.retrains for x in lives["schedule"])
-    return {"gap": 100 * gap, "forgot": 100 * forgot, "share": share}
+        scores = f"{spread(new, rows[0]):>22} {spread(old, rows[1]):>26}"
+        print(f"{arm:10} {len(some):5} {scores} {counts} {cost}", flush=True)
+
+    def beside(arm: str) -> list[tuple[Life, Life]]:
+        return [(lives[arm][seed], ours) for seed, ours in lives["ours"].items() if seed in lives[arm]]
+
+    figures = {
+        "gap": [100 * (mean(oracle.new) - mean(ours.new)) for oracle, ours in beside("oracle")],
+        "forgot": [100 * (never.old[-1] - ours.old[-1]) for never, ours in beside("never")],
+        "share": [ours.retrains / len(ours.new) for ours in lives["ours"].values()],  # the schedule's: one a period
+    }
+    return {name: mean(some) for name, some in figures.items() if some}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stories", nargs="*", type=Path, default=sorted((HERE / "stories").glob("*.yml")))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS, help="lives to live; others are only recalled")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "adapter-factory" / "stories")
     parser.add_argument("--loud", action="store_true", help="what the flows say, too")
     asked = parser.parse_args()
@@ -318,7 +332,7 @@ def main() -> None:
     export_environment(settings)
     settings.prefect_home.mkdir(parents=True, exist_ok=True)
     stories = [YAML(typ="safe").load(path) for path in asked.stories]
-    lives: dict[str, dict[str, list[Life]]] = {one["name"]: {arm: [] for arm in ARMS} for one in stories}
+    lives: dict[str, dict[str, dict[int, Life]]] = {one["name"]: {arm: {} for arm in ARMS} for one in stories}
     judging: dict[str, tuple[int, int]] = {}
     for seed in range(asked.seeds):
         for story in stories:
@@ -328,11 +342,13 @@ def main() -> None:
             judging[story["name"]] = sum(len(p.held_out) for p in periods[1:]), len(still_true(periods))
             stage = Stage(story, periods, seed, asked.cache / "stage" / f"{story['name']}-{seed}")
             for arm in ARMS:
-                lives[story["name"]][arm].append(remembered(asked.cache, arm, stage))
+                if life := remembered(asked.cache, arm, stage, asked=arm in asked.arms):
+                    lives[story["name"]][arm][seed] = life
             shutil.rmtree(stage.folder, ignore_errors=True)
     figures = [told(name, some, judging[name]) for name, some in lives.items()]
     names = {"gap": "gap_to_oracle_points", "forgot": "forgotten_points", "share": "retrains_share_of_schedule"}
-    print(json.dumps({names[k]: round(sum(f[k] for f in figures) / len(figures), 3) for k in names}))
+    known = {name: [one[key] for one in figures if key in one] for key, name in names.items()}
+    print(json.dumps({name: round(sum(some) / len(some), 3) for name, some in known.items() if some}))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import NormalDist
 
 from flows.learn import datasets_of
 from flows.traffic import known_events
@@ -17,11 +18,13 @@ from registry.durable import make_folders, replace_file
 from registry.records import VersionRecord
 from registry.traffic import Event
 from tasks.data.examples import example_of, input_columns, target_columns
+from tasks.data.splits import position
 from tasks.drift.traffic import SetAside, TrafficRow, read_traffic
 from tasks.errors import DataRefused
-from tasks.specs import SIDES, AdapterSpec
+from tasks.specs import SIDES, AdapterSpec, GateSpec
 
 JUDGING, MOST_JUDGING = 0.3, 0.5  # share of the fresh rows that judge
+POWER = 0.9  # chance that as many rows as judge show a gain that is there
 
 
 def fresh_events(home: Home, champion: VersionRecord, since: datetime | None = None) -> tuple[Event, ...]:
@@ -64,12 +67,13 @@ def fresh_traffic(home: Home, champion: VersionRecord, since: datetime | None = 
     return str(path)
 
 
-def labelled_rows(spec: AdapterSpec, source: str) -> tuple[list[TrafficRow], Sequence[SetAside]]:
+def labelled_rows(champion: VersionRecord, source: str) -> tuple[list[TrafficRow], Sequence[SetAside]]:
     """The rows of a traffic file whose answer is known, and those that were malformed.
 
     Raises:
         DataRefused: it is missing, of another kind, or cannot be read.
     """
+    spec = AdapterSpec.model_validate(champion.spec)
     found = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
     known = [row for row in found.rows if all(row.columns.get(column) for column in target_columns(spec))]
     return known, found.set_aside
@@ -80,14 +84,13 @@ def rows_needed(spec: AdapterSpec) -> int:
     return math.ceil(spec.evaluation.gates.min_rows / MOST_JUDGING)
 
 
-def refuse_too_few(champion: VersionRecord, source: str) -> None:
+def refuse_too_few(champion: VersionRecord, rows: Sequence[TrafficRow], aside: Sequence[SetAside]) -> None:
     """Before anything is claimed, frozen or trained.
 
     Raises:
         DataRefused: fewer labelled rows than a candidate could be judged on.
     """
-    spec = AdapterSpec.model_validate(champion.spec)
-    (rows, aside), needed = labelled_rows(spec, source), rows_needed(spec)
+    needed = rows_needed(AdapterSpec.model_validate(champion.spec))
     if len(rows) < needed:
         wrong = f"{len(rows)} fresh rows are labelled, {needed} are needed for a candidate to be judged on half of them"
         if aside:
@@ -95,11 +98,35 @@ def refuse_too_few(champion: VersionRecord, source: str) -> None:
         raise DataRefused.one("E-DRIFT-024", champion.name, wrong, "label more of its requests; the champion stays")
 
 
-def judging_share(rows: int, needed: int) -> float:
-    """The share of `rows` that judges: three in ten, and more of few, so that nearly always as many as the gates need
-    do (by hash, so two standard deviations more are aimed at); never more than half.
+def expected_gain(home: Home, champion: VersionRecord) -> float | None:
+    """What the newest finding on a champion promises of a retrain; None where nothing was found, or nothing graded."""
+    found = [one.report for one in home.ledger.findings(champion.name) if one.version == champion.ref]
+    return found[-1].get("expected_gain") if found else None
 
-    >>> [round(judging_share(rows, 50), 2) for rows in (100, 160, 1000)]
-    [0.5, 0.4, 0.3]
+
+def judging_rows(rows: int, gates: GateSpec, expected: float | None) -> int:
+    """How many of `rows` judge, so that all others are learned from: as many as show the gain that is `expected`, three
+    in ten at most; never fewer than the gates want, and no more than half.
+
+    With the chance POWER the one-sided bound of a paired difference of mean g over n rows lies above 0 where
+    n >= (z(confidence) + z(POWER))^2 (1 - g^2) / g^2: the differences lie in [-1, 1], so none varies by more.
+    A twentieth is added to what the gates want, for rows that the door sets aside.
+
+    >>> [judging_rows(460, GateSpec(), gain) for gain in (None, 0.15, 0.3, 0.8)], judging_rows(100, GateSpec(), 0.8)
+    ([138, 138, 87, 53], 50)
     """
-    return min(MOST_JUDGING, max(JUDGING, (needed + 2 * needed**0.5) / max(rows, 1)))
+    share = JUDGING * rows
+    if expected is not None and expected > 0:
+        quantiles = NormalDist().inv_cdf(gates.confidence) + NormalDist().inv_cdf(POWER)
+        share = min(share, quantiles**2 * (1 - expected**2) / expected**2)
+    return min(round(MOST_JUDGING * rows), math.ceil(max(share, 1.05 * gates.min_rows)))
+
+
+def judging_share(keys: Collection[str], count: int) -> float:
+    """The share of the hashes' range below which `count` of the keys lie: exactly so many judge.
+
+    >>> round(judging_share(["1" * 64, "3" * 64, "5" * 64, "f" * 64], 2), 3)
+    0.267
+    """
+    places = [*sorted(position(key) for key in set(keys)), 1.0]
+    return sum(places[max(0, count - 1) : count + 1]) / 2 if count else 0.0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from flows.fresh import judging_share, labelled_rows
+from flows.fresh import judging_rows, judging_share
 from flows.learn import datasets_of
 from flows.progress import voice
 from flows.validate import Dataset, frozen_examples, remembered_dataset
 from flows.wiring import Home
 from registry.records import VersionRecord
-from tasks.data.examples import Example
+from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.drift.apart import near_rows
 from tasks.drift.outdated import outdated_labels
 from tasks.drift.traffic import TrafficRow
@@ -20,23 +21,37 @@ from tasks.errors import SpecRefused
 from tasks.specs import SIDES, AdapterSpec, Side, SplitSpec, moment_of
 
 NEW_CLASS_ROWS = 10  # labelled requests of a class that the champion does not know, for it to be learned
+CHOOSING = 0.1  # share of the fresh rows that choose the best look, where the task's own spec does not ask for fewer
 REPEATED_REQUESTS = 0.5  # share of the traffic that may repeat what was asked before, and is left out
 
 
 def asked_spec(
-    home: Home, champion: VersionRecord, source: str, replay_share: float | None, start: str | None
+    home: Home,
+    champion: VersionRecord,
+    source: str,
+    rows: Sequence[TrafficRow],
+    replay_share: float | None = None,
+    start: str | None = None,
+    expected: float | None = None,
 ) -> AdapterSpec:
     """The champion's spec over the new source, whose rows are split by hash like all others.
 
     What is nearly a row that judges is kept out, and that a request comes again is no fault of the traffic. How it is
     taught is as the task's own spec says: that an earlier retrain had to begin at the base, or to replay more, is no
     reason to do so again.
+
+    Args:
+        rows: the labelled ones of the source.
+        expected: the gain that the retrain is to bring; the greater it is, the fewer rows show it.
     """
     spec = AdapterSpec.model_validate(champion.spec)
     if champion.kind != "adapter":
         raise SpecRefused.one("E-SPEC-020", champion.ref, "is a merged model", "retrain its parents, then merge again")
-    rows, _ = labelled_rows(spec, source)
+    usual = first_asked(home, champion)
     classes = newcomers(spec, rows) if start != "champion" else ()
+    blank = dict.fromkeys((*input_columns(spec), *target_columns(spec)), "")
+    keys = {example_of(spec, {**blank, **row.columns}, 0).key for row in rows}
+    judging = judging_share(keys, judging_rows(len(keys), spec.evaluation.gates, expected))
     data = spec.data.model_copy(
         update={
             "source": source,
@@ -44,21 +59,21 @@ def asked_spec(
             "query": None,
             "where": {},
             "labels": (*spec.data.labels, *classes),
-            "split": SplitSpec(validation=0.1, test=judging_share(len(rows), spec.evaluation.gates.min_rows)),
+            "split": SplitSpec(validation=min(CHOOSING, usual.data.split.validation), test=judging),
             "near": spec.data.near.model_copy(update={"leaks": "quarantine"}),
             "max_quarantined": max(spec.data.max_quarantined, REPEATED_REQUESTS),
             # one long message of a customer is no reason not to learn from the others
             "overlong": "drop" if spec.data.overlong == "refuse" else spec.data.overlong,
         }
     )
-    usual = first_asked(home, champion).retrain
     how: dict[str, object] = {
         "outdated": spec.retrain.outdated,
         "through": max((row.time for row in rows if row.time), default=None),
-        "replay_share": usual.replay_share if replay_share is None else replay_share,
-        "start": "base" if classes else start or usual.start,
+        "replay_share": usual.retrain.replay_share if replay_share is None else replay_share,
+        "start": "base" if classes else start or usual.retrain.start,
     }
-    return spec.model_copy(update={"data": data, "retrain": usual.model_copy(update=how)})
+    retrain = usual.retrain.model_copy(update=how)
+    return spec.model_copy(update={"data": data, "training": usual.training, "retrain": retrain})
 
 
 def first_asked(home: Home, champion: VersionRecord) -> AdapterSpec:
@@ -150,6 +165,21 @@ def filled_up(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> Ad
     rows = min(len(replayed(everything, fresh, known)), asked.replay_rows)
     share = max(asked.replay_share, rows / (rows + count))
     return spec.model_copy(update={"retrain": asked.model_copy(update={"replay_share": share})})
+
+
+def passed_over(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> AdapterSpec:
+    """The spec with as many epochs as make a fresh adapter's `retrain.least_steps`, if it has fewer.
+
+    What a recipe calls an epoch was chosen for the task's first rows; on a few hundred, more iterations than the usual
+    ones are what fine-tuning lacks (Zhang et al. 2021, arXiv:2006.05987, section 6).
+    """
+    training = spec.training
+    if spec.retrain.start != "base" or training.steps is not None:
+        return spec
+    rows = len(fresh.snapshot.examples("train")) + len(replayed(spec, fresh, known))
+    epochs = spec.retrain.least_steps / math.ceil(rows / training.batch_size)
+    longer = training.model_copy(update={"epochs": max(training.epochs, epochs)})
+    return spec.model_copy(update={"training": longer})
 
 
 def replayed(spec: AdapterSpec, fresh: Dataset, known: Sequence[Dataset]) -> list[Example]:

@@ -13,7 +13,7 @@ from prefect import flow
 from flows.blessings import asked_gates
 from flows.claims import claimed
 from flows.forgetting import drawn, matrix_of
-from flows.fresh import fresh_traffic, refuse_too_few
+from flows.fresh import expected_gain, fresh_traffic, labelled_rows, refuse_too_few
 from flows.learn import (
     Candidate,
     Slice,
@@ -31,7 +31,17 @@ from flows.progress import voice
 from flows.promote import moved, promoting
 from flows.publish import mirrored, publish_retrain
 from flows.repairing import trained_well
-from flows.replay import all_replayed, apart, asked_spec, filled_up, in_force, moment_asked, relabelled, replayed
+from flows.replay import (
+    all_replayed,
+    apart,
+    asked_spec,
+    filled_up,
+    in_force,
+    moment_asked,
+    passed_over,
+    relabelled,
+    replayed,
+)
 from flows.resuming import working_on
 from flows.teach import Unfit
 from flows.validate import Dataset, identified, remembered_dataset, validated
@@ -133,10 +143,13 @@ def retrain(
         raise nothing_to_watch(task, champion)
     since = moment_asked(labels_changed)
     source = traffic or (finding or {}).get("traffic") or fresh_traffic(home, champion, since)
+    rows, aside = labelled_rows(champion, source)
     if promote:  # whoever is not to be served need not be judged
-        refuse_too_few(champion, source)
+        refuse_too_few(champion, rows, aside)
+    expected = (finding or {}).get("expected_gain")
+    promised = expected_gain(home, champion) if expected is None else expected
     with claimed(home, champion, finding):
-        spec = asked_spec(home, champion, source, replay_share, start)
+        spec = asked_spec(home, champion, source, rows, replay_share, start, promised)
         fresh = validated(home, spec, purpose="traffic")
         known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
         if since:
@@ -145,7 +158,6 @@ def retrain(
             spec = filled_up(spec, fresh, known)
         asked_plainly = replay_share is not None or start is not None  # a recipe that somebody chose is not changed
         outcome = best_of(home, spec, champion, fresh, 1 if asked_plainly else spec.retrain.attempts)
-        expected = (finding or {}).get("expected_gain")
         outcome = replace(outcome, promoted=promote and outcome.decision.passed, expected_gain=expected)
         for line in outcome.sayings:
             voice.say(f"  {line}")
@@ -219,6 +231,7 @@ def attempted(
     )
     base = identified(home, spec.base)
     known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
+    spec = passed_over(spec, fresh, known)
     planned(spec, base, fresh)
     replay = replayed(spec, fresh, known)
     slices = [slice_of(spec, fresh, name="fresh"), *(slice_of(spec, data) for data in known)]

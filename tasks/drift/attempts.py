@@ -51,7 +51,8 @@ def next_attempt(spec: AdapterSpec, decision: Decision, all_replayed: float = 1.
     retrain, lost = spec.retrain, [gate for gate in failed if gate.name.startswith("kept on ")]
     if lost:
         worst = min(lost, key=lambda gate: gate.measured)
-        said = f"it {worst.name.replace('kept on', 'lost', 1)} by {-worst.measured:.3f}"
+        where = worst.name.removeprefix("kept on ")
+        said = f"it lost {where} by {-worst.measured:.3f}" if worst.measured < 0 else f"it may have lost {where}"
         share = min(MOST_REPLAY, all_replayed, (1 + retrain.replay_share) / 2)
         changed, notes = {}, []
         if share >= retrain.replay_share + LEAST_MORE:

@@ -80,6 +80,13 @@ class RetrainSpec(Spec):
     start: Literal["base", "champion"] = Field(
         "champion", description="Continue from the champion, or a fresh adapter on the base."
     )
+    least_steps: int = Field(
+        100,
+        ge=0,
+        le=1000,
+        description="Optimiser steps of a fresh adapter at least: few rows are passed over more often, and the weights "
+        "with the lowest validation loss are kept.",
+    )
     rate_factor: float = Field(
         1.0, gt=0, le=1, description="Peak rate when continuing from the champion, over training.learning_rate."
     )

@@ -141,6 +141,7 @@ def test_many_tasks_at_once_hold_no_more_slots_than_there_are(server: str, monke
 
 def test_rows_near_a_frozen_row_never_enter_training(factory: Any, intent: Any, desk: Any) -> None:
     """Frozen rows come back with one letter more; the witness compares five-letter pieces, row by row."""
+    from flows.fresh import labelled_rows
     from flows.replay import apart, asked_spec
     from flows.validate import frozen_examples, validated
     from flows.wiring import opened
@@ -159,7 +160,7 @@ def test_rows_near_a_frozen_row_never_enter_training(factory: Any, intent: Any, 
         ]
         near = [row for row in near if len(row["text"]) > 24]
         traffic = factory.traffic("near.jsonl", [*shop, *near])
-        spec = asked_spec(home, champion, str(traffic), None, None)
+        spec = asked_spec(home, champion, str(traffic), labelled_rows(champion, str(traffic))[0])
         data = validated(home, spec, purpose="traffic")
         learned = [e.input for side in ("train", "validation") for e in apart(home, spec, data, side)]
     known = [pieces(text) for text in frozen]

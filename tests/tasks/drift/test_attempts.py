@@ -44,6 +44,9 @@ def test_where_every_row_was_replayed_a_fresh_candidate_gets_more_room_and_other
     slower = next_attempt(spec(start="champion"), refused("kept on test of 1234"), all_replayed=0.52)
     assert slower is not None
     assert slower.sentence == "it lost test of 1234 by 0.100: half the rate"
+    unsure = next_attempt(spec(start="champion"), refused("kept on test of 1234", measured=0.01), all_replayed=0.52)
+    assert unsure is not None
+    assert unsure.sentence == "it may have lost test of 1234: half the rate"  # too few rows to be sure
     some = next_attempt(spec(start="base"), refused("kept on test of 1234"), all_replayed=0.6)
     assert some is not None
     assert some.spec.retrain.replay_share == 0.6
