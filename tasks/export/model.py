@@ -22,6 +22,7 @@ from tasks.errors import ArtifactRefused, FactoryError, Problem, SpecRefused, ra
 from tasks.export.card import Card, rendered
 from tasks.export.shards import JOURNAL, Layout, ShardWriter, laid_out
 from tasks.merging.base import BaseWeights
+from tasks.merging.kernels import rounded_sum
 from tasks.merging.stream import Merged, held
 from tasks.merging.vectors import row_blocks
 
@@ -214,9 +215,9 @@ def _write_weights(
                 wrong = f"has shape {change.shape}, the weight {base.shapes[name]}"
                 raise ArtifactRefused.one("E-MERGE-031", change.name, wrong, "merge adapters of this base")
             if name not in before:
-                rows = base.rows(name)
-                changed = (torch.add(rows(block).float(), delta, alpha=scale) for block, delta in change.blocks())
-                writer.write_rows(name, change.shape, changed)
+                rows, own = base.rows(name), layout.places[name].dtype
+                merged = (rounded_sum(rows(block), delta, scale, own) for block, delta in change.blocks())
+                writer.write_rows(name, change.shape, merged)
         for name in [name for name in layout.places if name in writer.left]:
             shape, rows = base.shapes[name], base.rows(name)
             blocks = map(rows, row_blocks(shape[0], prod(shape[1:]))) if shape else [base.tensor(name)]

@@ -22,6 +22,9 @@ import numba.np.arraymath  # noqa: E402
 
 numba.np.linalg.ensure_blas = _looked_for
 
+BITS, HALF, ODD, NAN = np.uint32(16), np.uint32(0x7FFF), np.uint32(1), np.uint16(0x7FC0)  # of bfloat16
+NONE, ONCE, EIGHT, TOP_BYTE = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(56)
+ONES = np.uint64(0x0101010101010101)  # a 1 in each of eight bytes; times it, their sum is in the top one
 ZERO = np.float32(0)
 ONE = np.float32(1)
 UNROLLED = 8  # parents up to which the compiler unrolls a loop over them, and makes vectors of the one over entries
@@ -31,27 +34,31 @@ CHUNK = 512  # entries whose sums stay in a core's first-level cache
 @njit(cache=True, nogil=True, error_model="numpy")
 def band(values: Any, low: Any, high: Any, inside: Any, held: int) -> tuple[int, int]:
     """How many magnitudes reach `high`, and how many are held once those in [low, high), which are few, are put behind
-    the first `held` of `inside`. Vectors of comparisons, then a list of those eights of them that hold one, then a look
-    at these: nothing that a processor would have to guess.
+    the first `held` of `inside`. A byte for each entry, 1 within and 2 above, then a list of those eights of bytes that
+    hold a 1, then a look at these: nothing that a processor would have to guess.
 
     Args:
         values, inside: float32 (entries,).
     """
-    above, near = np.int32(0), np.zeros((values.size + 7) // 8 * 8, np.uint8)
+    state, whole = np.empty(values.size, np.uint8), values.size - values.size % 8
     for i in range(values.size):
-        above += np.int32(abs(values[i]) >= high)
-    for i in range(values.size):
-        near[i] = (abs(values[i]) >= low) & (abs(values[i]) < high)
-    eights = near.view(np.uint64)
-    listed, places = 0, np.empty(eights.size, np.int32)
-    for eight in range(eights.size):
-        places[listed] = eight
-        listed += int(eights[eight] != 0)
+        state[i] = np.uint8(abs(values[i]) >= low) + np.uint8(abs(values[i]) >= high)
+    eights = state[:whole].view(np.uint64)
+    above, listed, places = NONE, NONE, np.empty(eights.size, np.uint32)
+    for place in range(np.uint64(eights.size)):  # unsigned, or each index is asked whether it counts from the end
+        above += (((eights[place] >> ONCE) & ONES) * ONES) >> TOP_BYTE
+        places[listed] = place
+        listed += np.uint64((eights[place] & ONES) != NONE)
+    last = np.uint64(held)
     for eight in places[:listed]:
-        for i in range(8 * eight, min(8 * eight + 8, values.size)):
-            inside[held] = abs(values[i])
-            held += int(near[i])
-    return int(above), held
+        for i in range(EIGHT * eight, EIGHT * eight + EIGHT):
+            inside[last] = abs(values[i])
+            last += np.uint64(state[i] == 1)
+    for i in range(whole, values.size):
+        inside[last] = abs(values[i])
+        last += np.uint64(state[i] == 1)
+        above += np.uint64(state[i] == 2)
+    return int(above), int(last)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -101,6 +108,22 @@ def consensus_of_many(
                 over[i] += share if agreeing > ZERO else ZERO
         for i in range(into.size):
             into[i] = into[i] * signs[i] / (over[i] if over[i] != ZERO else ONE)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rounded_sum(weights: Any, change: Any, scale: Any, merged: Any) -> None:
+    """W + scale dW, product and sum rounded to float32, then to the nearest bfloat16, the even one of two as near.
+
+    Args:
+        weights, merged: bfloat16 (entries,) as the uint16 of their bits; merged is written.
+        change: float32 (entries,); scale: float32.
+    """
+    for i in range(merged.size):
+        weight = np.uint32(np.uint32(weights[i]) << BITS).view(np.float32)
+        total = np.float32(weight + scale * change[i])
+        bits = total.view(np.uint32)
+        to_even = np.uint32(np.uint32(bits >> BITS) & ODD)
+        merged[i] = np.uint16(np.uint32(bits + np.uint32(HALF + to_even)) >> BITS) if total == total else NAN
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

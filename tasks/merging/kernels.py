@@ -14,6 +14,7 @@ import numpy as np
 from tasks.merging.algebra import Divisor, Vote, disjoint_merge, trim
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PLAIN = "FACTORY_PLAIN_KERNELS"  # environment variable: set, the plain forms run although Numba is there
@@ -80,3 +81,16 @@ def trimmed_consensus(
         return merged
 
     return merge
+
+
+def rounded_sum(weights: Tensor, change: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """W + scale dW, product and sum rounded to float32 each, then to `dtype`."""
+    import torch
+
+    loops, halves = compiled(), weights.dtype == dtype == torch.bfloat16
+    if loops is None or not halves or not (weights.is_contiguous() and change.is_contiguous()):
+        return (weights.float() + change * scale).to(dtype)
+    merged = torch.empty(weights.shape, dtype=dtype)
+    into, bits = (own.view(torch.uint16).numpy().reshape(-1) for own in (merged, weights))
+    loops.rounded_sum(bits, change.numpy().reshape(-1), np.float32(scale), into)
+    return merged

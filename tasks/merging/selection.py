@@ -18,7 +18,7 @@ from tasks.merging.kernels import band
 if TYPE_CHECKING:
     from tasks.merging.vectors import Reader
 
-SAMPLE = 1 << 16  # entries at most that the bracket is read from
+SAMPLE = 1 << 18  # entries at most that the bracket is read from
 SAMPLED_SHARE = 1 / 16
 AT_ONCE = 1 << 18  # entries up to which one selection among all is quicker
 WALK = 7919

@@ -88,6 +88,27 @@ def test_the_compiled_loop_gives_the_bits_of_the_plain_one(
             assert torch.equal(fast.view(torch.int32), plain.view(torch.int32))
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.7, -1e30])
+def test_the_compiled_sum_is_rounded_to_bfloat16_as_torch_rounds_it(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels.compiled() is None:
+        pytest.skip("Numba is not installed; the plain form runs")
+    draw = np.random.default_rng(7)
+    anything = torch.from_numpy(draw.integers(0, 1 << 32, (50, 41), np.uint32).view(np.float32))  # NaN, tiny, infinite
+    halfway = torch.arange(50 * 41).reshape(50, 41) * 2.0**-9  # beside 1: every second lies between two bfloat16
+    weights = (anything.bfloat16(), torch.ones(50, 41, dtype=torch.bfloat16))
+    for change, base in itertools.product((anything.flip(0), halfway), weights):
+        fast = kernels.rounded_sum(base, change, scale, torch.bfloat16)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "compiled", lambda: None)
+            plain = kernels.rounded_sum(base, change, scale, torch.bfloat16)
+        assert torch.equal(fast.isnan(), plain.isnan())
+        assert torch.equal(fast.view(torch.int16)[~fast.isnan()], plain.view(torch.int16)[~plain.isnan()])
+        exact = (base.double() + (change.double() * scale).float().double()).float().bfloat16()
+        assert torch.equal(fast.nan_to_num(), exact.nan_to_num())
+
+
 @pytest.mark.parametrize("entries", [1, 7, 8, 1000, 65_536])
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.6), (0.0, math.inf), (2.0, 2.0), (-1.0, 0.1)])
 def test_what_lies_in_a_band_is_counted_and_held_in_order(
