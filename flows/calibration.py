@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
+from statistics import median_low
 
 from flows.wiring import Home
+from tasks.memory import Correction
 
 ENOUGH_RUNS, NEWEST_RUNS = 3, 50
 ALIKE = 4  # times the parameters
-BOUND = 2.0  # a correction doubles or halves at most
+BOUND = 2.0  # a factor doubles or halves at most; what is further off is no matter of proportion
 PLANNED, MEASURED, CARD_BYTES = "planned_above_start_bytes", "peak_above_start_bytes", "card_bytes"
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Measured over planned bytes above the loaded base, as the middle of so many runs has it; 1 of too few."""
-
-    factor: float = 1.0
-    runs: int = 0
 
 
 def correction_of(home: Home, architecture: str, parameters: int, card_bytes: int) -> Correction:
@@ -36,13 +29,15 @@ def correction_of(home: Home, architecture: str, parameters: int, card_bytes: in
         base = home.ledger.base(digest)
         return base.architecture == architecture and 1 / ALIKE <= base.parameters / parameters <= ALIKE
 
-    ratios = [
-        version.metrics[MEASURED] / version.metrics[PLANNED]
+    found = [
+        (version.metrics[MEASURED], version.metrics[PLANNED])
         for version in home.ledger.versions()
         if version.metrics.get(PLANNED) and MEASURED in version.metrics
         if int(version.metrics.get(CARD_BYTES, 0)) == card_bytes and is_alike(version.base)
     ][-NEWEST_RUNS:]
-    if len(ratios) < ENOUGH_RUNS:
+    if len(found) < ENOUGH_RUNS:
         return Correction()
-    middle = sorted(ratios)[len(ratios) // 2]
-    return Correction(min(BOUND, max(1 / BOUND, middle)), len(ratios))
+    factor = median_low(measured / planned for measured, planned in found)
+    if 1 / BOUND <= factor <= BOUND:
+        return Correction(factor, 0, len(found))
+    return Correction(1.0, round(median_low(measured - planned for measured, planned in found)), len(found))

@@ -22,7 +22,16 @@ from tasks.data.examples import Example
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.evaluation.comparison import interval
 from tasks.evaluation.scoring import Scores
-from tasks.memory import MemoryPlan, free_ram_bytes, half_on_cpu, plan_memory, read_shapes, refuse_if_too_large
+from tasks.memory import (
+    NOTHING_LEARNED,
+    Correction,
+    MemoryPlan,
+    free_ram_bytes,
+    half_on_cpu,
+    plan_memory,
+    read_shapes,
+    refuse_if_too_large,
+)
 from tasks.planning import shapes_of
 from tasks.specs import SIDES, AdapterSpec, Side
 from tasks.training.curve import Curve
@@ -115,13 +124,13 @@ def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
         raise SpecRefused.one("E-SPEC-018", f"{spec.task}:data.max_tokens", wrong, f"set it to {context} or less")
     answers = max(count([e.target for e in examples])) + 1 if spec.kind == "generation" else None
     known = correction_of(opened(), base.architecture, base.parameters, device_memory(spec).card_bytes)
-    plan = plan_run(spec, folder, longest_tokens=longest, longest_answer=answers, correction=known.factor)
+    plan = plan_run(spec, folder, longest_tokens=longest, longest_answer=answers, correction=known)
     refuse_if_too_large(plan, spec)
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
     voice.say(
         f"  plan: {plan.peak_bytes / 2**20:.0f} MiB of {plan.available_bytes / 2**30:.1f} GiB, most for {largest}"
         f" ({plan.causes[largest] / 2**20:.0f} MiB); {plan.trainable:,} trainable of {plan.parameters:,} parameters"
-        + (f"; {known.runs} earlier runs took {known.factor:.2f} of their plan" if known.runs else "")
+        + (f"; {known.sentence}" if known.runs else "")
     )
     return plan
 
@@ -132,7 +141,7 @@ def plan_run(
     available_bytes: int | None = None,
     longest_tokens: int | None = None,
     longest_answer: int | None = None,
-    correction: float = 1.0,
+    correction: Correction = NOTHING_LEARNED,
 ) -> MemoryPlan:
     """The memory plan of a spec on this machine (or on a GPU with `available_bytes`), for rows of the longest length
     that the spec allows, or of the longest that there is."""

@@ -30,7 +30,7 @@ def planner(spec: AdapterSpec, room_bytes: int | None) -> Planner:
     shapes = shapes_of(folder)
     architecture = str((shapes.config.get("architectures") or [""])[0])
     known = correction_of(opened(), architecture, shapes.parameters, device_memory(spec).card_bytes)
-    return partial(plan_run, folder=folder, correction=known.factor)
+    return partial(plan_run, folder=folder, correction=known)
 
 
 def filled(spec: AdapterSpec) -> AdapterSpec:

@@ -94,9 +94,9 @@ def trained(
                     **heard_by(run, name),
                 )
             run.log_tags({"factory.compute": done.compute})
-            longest = {"longest_tokens": done.longest_tokens, "longest_answer": done.longest_answer}
-            plan = plan_run(spec, base_folder(spec.base), **longest)
-            reach = reach_of(spec, read_shapes(base_folder(spec.base)), len(train))
+            folder_of_base, longest = base_folder(spec.base), done.longest_tokens
+            plan = plan_run(spec, folder_of_base, longest_tokens=longest, longest_answer=done.longest_answer)
+            reach = reach_of(spec, read_shapes(folder_of_base), len(train))
             findings = diagnose(done.curve, change=done.change, reach=reach)
             figures = {
                 "trainable_parameters": float(done.trainable_parameters),
@@ -104,8 +104,8 @@ def trained(
                 "tokens_per_second": done.tokens_per_second,
                 "padding_share": done.padding_share,
                 "peak_bytes": float(done.peak_bytes),
-                # the rest of a run that was taken up again says nothing of what a whole one takes
-                PLANNED: float("nan") if done.resumed else float(sum(plan.above_base.values())),
+                # a part of a run, or what the next one of a process takes besides, says nothing of a whole one
+                PLANNED: float(sum(plan.above_base.values())) if done.peak_is_whole else float("nan"),
                 CARD_BYTES: float(device_memory(spec).card_bytes),
                 MEASURED: float(done.peak_above_start_bytes),
                 "start_validation_loss": done.curve.start_loss if done.curve.start_loss is not None else float("nan"),

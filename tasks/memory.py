@@ -43,6 +43,32 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """What turns planned bytes above the loaded base into measured ones, as the middle of so many runs has it.
+
+    A factor; or, where runs are so small that most of what a process takes is compiled kernels and the like, bytes
+    besides. Of too few runs neither.
+    """
+
+    factor: float = 1.0
+    besides: int = 0
+    runs: int = 0
+
+    def of(self, planned: int) -> int:
+        """Bytes to add to planned ones; what is left is not less than none."""
+        return max(round((self.factor - 1) * planned) + self.besides, -planned)
+
+    @property
+    def sentence(self) -> str:
+        """What the earlier runs took."""
+        took = f"{self.besides / 2**20:+.0f} MiB besides" if self.besides else f"{self.factor:.2f} of"
+        return f"{self.runs} earlier runs took {took} their plan"
+
+
+NOTHING_LEARNED = Correction()
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by cause, their sum, and what there is. `remedies` are changes of the spec with which it would fit."""
 
@@ -117,7 +143,7 @@ def plan_memory(
     on_gpu: bool,
     half: bool,
     longest_answer: int | None = None,
-    correction: float = 1.0,
+    correction: Correction = NOTHING_LEARNED,
 ) -> MemoryPlan:
     """The peak of a training run by cause.
 
@@ -126,7 +152,7 @@ def plan_memory(
         on_gpu: count the CUDA context and its fragmentation.
         half: the matrix products run in 16 bit.
         longest_answer: tokens of the longest completion; all of the row where it is not known.
-        correction: measured over planned bytes above the base, as earlier runs showed.
+        correction: of the bytes above the base, as earlier runs showed.
 
     Raises:
         SpecRefused: the method does not fit the base's modules.
@@ -138,9 +164,9 @@ def plan_memory(
     def causes_of(changed: AdapterSpec) -> dict[str, int]:
         step = _step_of(changed, shapes, longest_tokens, longest_answer or longest_tokens, on_gpu, half)
         found = _causes(changed, shapes, trainable, step)
-        if correction != 1:
-            above = sum(size for cause, size in found.items() if cause not in BEFORE_THE_RUN)
-            found["learned correction"] = round((correction - 1) * above)
+        above = sum(size for cause, size in found.items() if cause not in BEFORE_THE_RUN)
+        if learned := correction.of(above):
+            found["learned correction"] = learned
         return found
 
     causes = causes_of(spec)

@@ -61,6 +61,7 @@ class Trained:
     padding_share: float
     peak_bytes: int
     peak_above_start_bytes: int
+    peak_is_whole: bool
     compute: str
     change: float
     resumed: bool
@@ -256,6 +257,7 @@ def steps_of(
         tokens_per_second=state.tokens / max(seconds, 1e-9),
         padding_share=1 - state.tokens / max(state.padded, 1),
         peak_above_start_bytes=memory.above_start_bytes(),
+        peak_is_whole=memory.is_whole and saved is None,
         peak_bytes=memory.start_bytes + memory.above_start_bytes(),
         compute="; ".join(filter(None, (base.compute_reason, state.together_reason))),
         change=change,

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from tasks.training.base import Base
-from tasks.training.encoding import Encoded, collate
+from tasks.training.encoding import Encoded, collate, width_of
 from tasks.training.losses import summed_loss
 from tasks.training.state import RunState
 from tasks.training.team import ALONE, Team
@@ -76,8 +76,7 @@ class Part:
     @property
     def tokens(self) -> int:
         """What is computed, padding included."""
-        widths = [len(row.prompt) if self.base.kind == "classification" else row.length for row in self.rows]
-        return len(self.rows) * max(widths)
+        return len(self.rows) * width_of(self.base, self.rows)
 
 
 def backward(part: Part) -> float:

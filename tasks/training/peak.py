@@ -7,21 +7,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
 LARGE_BLOCK_BYTES, KEPT_BYTES = 1 << 20, 32 << 20  # the second as glibc's own threshold is after large blocks
+_STRETCHES = count()
 STATUS, MARKS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Begun at `start_bytes`; on a GPU of the card, else of this process as the kernel counts it."""
+    """Begun at `start_bytes`; on a GPU of the card, else of this process as the kernel counts it.
+
+    Attributes:
+        is_whole: whether all that the stretch needs is counted. On a CPU only a process's first: the next find blocks
+            that the C library kept, and compiled kernels.
+    """
 
     device: torch.device
     start_bytes: int
+    is_whole: bool = True
 
     @classmethod
     def begun(cls, device: torch.device) -> Peak:
@@ -31,7 +39,7 @@ class Peak:
             return cls(device, int(torch.cuda.memory_allocated(device)))
         with suppress(OSError):
             MARKS.write_text("5")
-        return cls(device, resident("VmRSS"))
+        return cls(device, resident("VmRSS"), is_whole=next(_STRETCHES) == 0)
 
     def above_start_bytes(self) -> int:
         if self.device.type == "cuda":

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,10 @@ def _heard(factory: Factory, spec: Path) -> Heard:
 
 
 def _intent(factory: Factory, desk: dict[str, Task]) -> Heard:
-    """One spec trained by the flow, from the door to the champion, with nothing left out."""
-    return _heard(factory, factory.spec(desk["intent"]))
+    """One spec trained by the flow, from the door to the champion, with nothing left out, as a process's first run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.training.peak._STRETCHES", count())
+        return _heard(factory, factory.spec(desk["intent"]))
 
 
 def _mood(factory: Factory, desk: dict[str, Task]) -> Heard:

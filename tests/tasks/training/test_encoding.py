@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from tasks.data.examples import Example
 from tasks.specs import BaseSpec
 from tasks.training.base import Base, load_base
-from tasks.training.encoding import Encoded, collate, encode, length_grouped, prompt_tokens
+from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped, prompt_tokens
 
 LABELS = ("card", "loan", "theft")
 ids = st.lists(st.integers(3, 299), min_size=1, max_size=12).map(tuple)
@@ -159,3 +160,19 @@ def test_labels_on_the_prompt_teach_nothing(base: Base, make_rows: Make) -> None
     assert int((labels >= 0).sum()) == sum(len(row.target) for row in rows)
     moved = [replace(row, prompt=tuple(reversed(row.prompt))) for row in rows]
     assert torch.equal(collate(base, moved)[1], labels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "positions", "width"),
+    [("bfloat16", 512, 16), ("float32", 512, 13), ("bfloat16", 128 + 16, 16), ("bfloat16", 128 + 15, 13)],
+)
+def test_in_16_bit_rows_are_padded_to_eights_as_far_as_the_base_reads(
+    dtype: str, positions: int, width: int, base: Base
+) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    base = replace(base, model=model, compute_dtype=getattr(torch, dtype))
+    rows = [Encoded((1,) * 9, (2,) * 4), Encoded((1,) * 3, (2,))]
+    inputs, labels = collate(base, rows)
+    assert inputs["input_ids"].shape == labels.shape == (2, width)
+    assert inputs["attention_mask"].sum(1).tolist() == [13, 4]
+    assert (labels != IGNORED).sum(1).tolist() == [4, 1]
