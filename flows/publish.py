@@ -5,6 +5,7 @@ Each flow's outcome becomes sections of sentences, tables and figures; one value
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from flows.retrain import RetrainOutcome
     from flows.train import TrainOutcome
     from flows.validate import Dataset
+    from registry.tracking import Run
     from tasks.drift.verdict import DriftReport
     from tasks.memory import MemoryPlan
 
@@ -77,9 +79,16 @@ def publish_merge(home: Home, outcome: MergeOutcome) -> None:
     published(home, outcome.version.ref, f"Merged model {outcome.version.ref}", merge_sections(outcome))
 
 
-def publish_comparison(home: Home, task: str, table: Table) -> None:
-    """A page about compared methods."""
-    published(home, f"compare-{task}", f"Methods on {task}", [Section(table.title, (), (table,))])
+def publish_comparison(
+    home: Home, run: Run, task: str, table: Table, figures: Mapping[str, Mapping[str, float]]
+) -> None:
+    """A page about compared methods; table and figures are in the run of the comparison too, by setting."""
+    section = Section(table.title, (), (table,))
+    page = published(home, f"compare-{task}-{run.key[:8]}", f"Methods on {task}", [section])
+    run.log_text("comparison.md", as_markdown(section))
+    run.log_text("comparison.json", json.dumps({"columns": table.columns, "rows": table.rows}, indent=2) + "\n")
+    run.log_metrics({f"{setting}/{name}": value for setting, own in figures.items() for name, value in own.items()})
+    voice.say(f"  report {page}")
 
 
 def published(home: Home, name: str, title: str, sections: Sequence[Section]) -> Path:

@@ -39,10 +39,16 @@ SOON_SECONDS = 10.0  # as long as a process takes to load torch, transformers an
 class Unfit(GateRefused):
     """A run that came to nothing that may be kept, and what its curve says."""
 
-    def __init__(self, name: str, findings: Sequence[Finding], seconds: float) -> None:
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, findings: Sequence[Finding], seconds: float) -> Unfit:
+        """The refusal of a run by its fatal findings."""
         remedy = "nothing was registered; change the recipe"
-        super().__init__(*(Problem("E-TRAIN-001", name, f.sentence, remedy) for f in findings if f.fatal))
-        self.findings, self.seconds = tuple(findings), seconds
+        unfit = cls(*(Problem("E-TRAIN-001", name, f.sentence, remedy) for f in findings if f.fatal))
+        unfit.findings, unfit.seconds = tuple(findings), seconds
+        return unfit
 
 
 @on_gpu
@@ -58,12 +64,16 @@ def trained(
     start: Path | None = None,
     workplace: Workplace | None = None,
     attempt: int = 0,
+    parent: str | None = None,
+    apart: bool = False,
 ) -> Candidate:
     """One adapter, trained and read; every step is in MLflow while it runs.
 
     Args:
         workplace: where checkpoints lie; with it an interrupted run goes on, as the same run in MLflow.
         attempt: 0 for the run that was asked for; its repairs are its children in MLflow.
+        parent: key of the run in MLflow under which it is shown.
+        apart: in a fresh process, so that its peak of memory is its own whatever this one has done before.
 
     Raises:
         Unfit: the run came to nothing that may be kept (NaN, no gradient, diverged, the base unchanged).
@@ -75,12 +85,15 @@ def trained(
 
     if spec.resources.team_size > 1:
         from tasks.training.parallel import train_in_processes as train_it
+    elif apart:
+        from tasks.training.apart import train_apart as train_it
     else:
         base = load_base(spec.base, kind=spec.kind, labels=spec.data.labels, device=spec.resources.device)
         train_it = partial(train_adapter, base)
     folder = Path(tempfile.mkdtemp(dir=home.scratch(), prefix=f"{spec.task}-"))
     try:
-        with recorded(home, spec, name=name, tags=tags, datasets=datasets, workplace=workplace, attempt=attempt) as run:
+        place: dict[str, Any] = {"workplace": workplace, "attempt": attempt, "parent": parent}
+        with recorded(home, spec, name=name, tags=tags, datasets=datasets, **place) as run:
             with threads(spec.resources.threads), told_to_stop() as stop:
                 done = train_it(
                     spec,
@@ -118,7 +131,7 @@ def trained(
                 f" {done.padding_share:.1%} padding; {findings[0].sentence}"
             )
             if any(finding.fatal for finding in findings):
-                raise Unfit(name, findings, done.seconds)
+                raise Unfit.of(name, findings, done.seconds)
             (folder / CARD).write_text(json.dumps(card_of(spec), indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if spec.kind == "classification":  # the names of the head's outputs, where whoever loads it looks for them
                 (folder / "labels.json").write_text(json.dumps(spec.data.labels) + "\n", encoding="utf-8")
@@ -138,6 +151,7 @@ def recorded(
     datasets: Sequence[Dataset],
     workplace: Workplace | None,
     attempt: int = 0,
+    parent: str | None = None,
 ) -> Iterator[Run]:
     """The run in MLflow of one training, which goes on where its workplace has begun it."""
     settings = {"spec": json.dumps(portable(spec)), **flat(portable(spec))}
@@ -147,7 +161,7 @@ def recorded(
         tags=dict(tags),
         params=settings,
         key=workplace.run_key(attempt) if workplace else None,
-        parent=workplace.run_key() if workplace and attempt else None,
+        parent=workplace.run_key() if workplace and attempt else parent,
     ) as run:
         for data in datasets:
             run.log_dataset(data.record.source, data.digest, data.record.source, context="training")

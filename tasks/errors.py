@@ -37,6 +37,10 @@ class FactoryError(Exception):
         self.problems: tuple[Problem, ...] = problems
         super().__init__("\n".join(self.lines()))
 
+    def __reduce__(self) -> tuple[type[FactoryError], tuple[Problem, ...]]:
+        """It crosses to another process with all its problems."""
+        return type(self), self.problems
+
     def lines(self) -> list[str]:
         shown = [str(problem) for problem in self.problems[:SHOWN]]
         more = len(self.problems) - SHOWN

@@ -75,6 +75,12 @@ class BaseWeights:
         return None
 
 
+def held_weights(folder: Path, named: Mapping[str, Tensor]) -> BaseWeights:
+    """Weights that are in memory already, by their names in the model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    return BaseWeights(folder, shapes, {name: tensor.dtype for name, tensor in named.items()}, named.__getitem__)
+
+
 def open_base(
     folder: Path, *, nf4: Collection[str] = (), double_quant: bool = True, dtype: torch.dtype | None = None
 ) -> BaseWeights:

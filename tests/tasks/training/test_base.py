@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tasks.errors import ArtifactRefused, DependencyDown, SpecRefused
-from tasks.specs import BaseSpec
+from tasks.methods.build import fresh_adapter
+from tasks.specs import BaseSpec, MethodSpec
 from tasks.training.base import (
     Base,
     compute_dtype_for,
@@ -28,6 +30,7 @@ from tasks.training.base import (
     device_for,
     linear_modules,
     load_base,
+    load_libraries,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -294,3 +297,11 @@ def test_loading_a_base_does_not_load_a_compiler_and_leaves_it_to_who_wants_it()
     own = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, cwd=ROOT, env=own)
     assert done.stdout.split() == ["False", "False", "None"]
+
+
+def test_what_peft_asks_of_a_base_warns_nobody(tiny_base: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load_libraries()
+        with fresh_adapter(loaded(tiny_base), MethodSpec(rank=2), 0):
+            pass
