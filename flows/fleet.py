@@ -23,7 +23,7 @@ TRAIN = "train/train"  # flow and deployment, as prefect.yaml names them
     description="Train many adapters; one base is loaded once for all, and passed once where that is faster.",
 )
 def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) -> dict[str, TrainOutcome | None]:
-    """One adapter per spec.
+    """One adapter per spec; what became of each, by its path.
 
     Args:
         spec_paths: The adapter specs, YAML files; all are read before the first is trained.
@@ -40,7 +40,7 @@ def fleet(spec_paths: list[str], promote: bool = True, over_pool: bool = False) 
     for place, path in enumerate(order, start=1):
         voice.say(f"[{place}/{len(specs)}] {specs[path].task}")
         try:
-            done[specs[path].task] = train(path, promote)
+            done[path] = train(path, promote)
         except (FactoryError, RegistryError) as error:
             refused.append(unless_stopped(error))
     raise_together(refused)

@@ -24,9 +24,12 @@ class Gate:
     required: float
     n: int
     passed: bool
+    fewest: int = 0
 
     @property
     def sentence(self) -> str:
+        if self.n < self.fewest:
+            return f"{self.name}: {self.n} rows judge, fewer than the {self.fewest} of gates.min_rows"
         sign = "above" if self.passed else "not above"
         return f"{self.name}: {self.measured:+.3f} (bound {self.bound:+.3f}, n={self.n}), {sign} {self.required:+.3f}"
 
@@ -86,7 +89,7 @@ def calibrated(confidences: Sequence[float], outcomes: Sequence[float], gates: A
     required, name = -float(gates.max_calibration_error or 0.0), f"calibration on {on}" if on else "calibration"
     n = len(outcomes)
     if n < gates.min_rows or len(confidences) != n:
-        return Gate(name, -1.0, -1.0, required, n, passed=False)
+        return Gate(name, -1.0, -1.0, required, n, False, gates.min_rows)
     sure, right = np.asarray(confidences, dtype=float), np.asarray(outcomes, dtype=float)
     draws = np.random.default_rng(0).integers(0, n, size=(500, n))
     errors = [_calibration_error(sure[rows], right[rows]) for rows in draws]
@@ -103,7 +106,7 @@ def answers_in_time(seconds: Sequence[float], gates: AnswerGateSpec, on: str = "
     name = f"seconds of an answer on {on}" if on else "seconds of an answer"
     place = int(binom.ppf(gates.confidence, n, 0.95)) + 1 if n else 1
     if n < gates.min_rows or place > n:
-        return Gate(name, -(ordered[-1] if n else 0.0), -float("1e9"), required, n, passed=False)
+        return Gate(name, -(ordered[-1] if n else 0.0), -float("1e9"), required, n, False, gates.min_rows)
     measured = ordered[min(n - 1, int(0.95 * n))]
     bound = -float(ordered[place - 1])
     return Gate(name, -measured, bound, required, n, bound >= required)
@@ -133,7 +136,9 @@ def keeps_share(
     expert_gain = max(gain(expert, base).mean, 1e-9)
     bound = share + above.low / expert_gain
     passed = above.low > 0 and len(merged) >= gates.min_rows
-    return Gate(f"retention on {task}", retention(merged, expert, base), bound, share, len(merged), passed)
+    return Gate(
+        f"retention on {task}", retention(merged, expert, base), bound, share, len(merged), passed, gates.min_rows
+    )
 
 
 def judge(candidate: str, gates: Mapping[str, Gate] | Sequence[Gate]) -> Decision:
@@ -152,8 +157,8 @@ def _calibration_error(sure: Any, right: Any) -> float:
 
 def _gate(name: str, new: Sequence[float], old: Sequence[float], required: float, gates: GateSpec) -> Gate:
     difference = gain(new, old, gates.confidence)
-    enough = difference.n >= gates.min_rows
-    return Gate(name, difference.mean, difference.low, required, difference.n, enough and difference.low > required)
+    passed = difference.n >= gates.min_rows and difference.low > required
+    return Gate(name, difference.mean, difference.low, required, difference.n, passed, gates.min_rows)
 
 
 def score_line(outcomes: Sequence[float]) -> str:

@@ -69,7 +69,7 @@ class MethodSpec(Spec):
         names = isinstance(targets, list | tuple) and targets and all(isinstance(name, str) for name in targets)
         if targets != "all-linear" and not names:
             raise ValueError("targets is all-linear, or a list of at least one module name such as [q_proj, v_proj]")
-        return targets
+        return targets if targets == "all-linear" else tuple(targets)
 
     @field_validator("layers")
     @classmethod

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 from flows.abreast import AT_ONCE, FEW_ROWS, those_on_one_base, those_that_fit
+from flows.teach import Unfit
+from flows.together import raise_together
+from tasks.errors import DataRefused, GateRefused
 from tasks.memory import MemoryPlan
 from tasks.specs import AdapterSpec
+from tasks.training.diagnosis import Finding
 
 
 def test_adapters_of_one_base_share_one_loaded_base(fleet: Any) -> None:
@@ -170,4 +174,16 @@ def test_those_of_one_base_share_passes_and_are_registered_as_in_turn_also_after
         assert ("trained together" in run.data.tags["factory.compute"]) == (task != "intent")
         points = mlflow.get_metric_history(run.info.run_id, "loss")
         assert sorted(point.step for point in points) == list(range(1, STEPS + 1))
-        assert ("planned_above_start_bytes" in run.data.metrics) == (task == "intent")
+        assert (
+            task == "intent" or "planned_above_start_bytes" not in run.data.metrics
+        )  # resumed: not a whole run's peak
+
+
+def test_refusals_of_several_are_told_together_under_the_first_one_s_exit_code() -> None:
+    """A run that came to nothing is a refusal that knows more than its problems."""
+    findings = [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)]
+    others = [DataRefused.one("E-DATA-001", "rows", "empty", "add rows"), Unfit.of("second", findings, 2.0)]
+    with pytest.raises(GateRefused) as told:
+        raise_together([Unfit.of("first", findings, 1.0), *others])
+    assert [problem.where for problem in told.value.problems] == ["first", "rows", "second"]
+    assert told.value.exit_code == 5

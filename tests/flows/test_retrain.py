@@ -277,7 +277,7 @@ def test_a_run_that_came_to_nothing_is_followed_by_a_gentler_one(
     def attempted(home: Any, spec: Any, champion: Any, fresh: Any, spent_seconds: float) -> Any:
         rates.append(spec.retrain.rate_factor)
         if len(rates) != 2:
-            raise Unfit("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
+            raise Unfit.of("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
         return done
 
     monkeypatch.setattr(flow, "attempted", attempted)
@@ -312,7 +312,7 @@ def test_the_candidates_of_a_retrain_keep_to_one_budget(
         spent.append(spent_seconds / 60)
         minutes[0] += minutes_each
         if come_to_nothing:
-            raise Unfit("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
+            raise Unfit.of("mood", [Finding("diverged", "loss 9 at the end", "lower the rate", fatal=True)], 1.0)
         return answered
 
     def made() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -181,3 +182,11 @@ def test_a_decision_passes_only_if_every_gate_does() -> None:
 def test_a_score_is_read_with_its_interval() -> None:
     # Wilson's interval, as R says it: binom.confint(3, 4, method="wilson")
     assert score_line([1.0] * 3 + [0.0]) == "0.750 [0.301, 0.954] n=4"
+
+
+@pytest.mark.parametrize("gate", [beats_base, gains_on_fresh])
+def test_a_gate_that_has_too_few_rows_says_so_and_not_that_the_bound_is_missed(gate: Callable[..., Gate]) -> None:
+    found = gate([1.0] * 49, [0.0] * 49, GateSpec(min_rows=50))
+    assert not found.passed
+    assert found.bound > found.required
+    assert found.sentence.endswith(": 49 rows judge, fewer than the 50 of gates.min_rows")

@@ -268,3 +268,9 @@ def test_a_damaged_spec_is_read_or_refused_and_never_anything_else(tmp_path: Pat
 
 
 TOKENS = [b"{", b"}", b"[", b"]", b": ", b"\n", b"- ", b"&a ", b"*a", b"!!", b"? ", b"| ", b'"', b"<<: ", b"%", b"${A}"]
+
+
+@pytest.mark.parametrize("targets", ["[q_proj, v_proj]", "\n  - q_proj\n  - v_proj"])
+def test_modules_and_layers_are_lists_in_a_file(targets: str, tmp_path: Path) -> None:
+    spec = load_adapter_spec(written(tmp_path, GOOD + f"method:\n  layers: [0, 3]\n  targets: {targets}\n"))
+    assert (spec.method.targets, spec.method.layers) == (("q_proj", "v_proj"), (0, 3))
