@@ -14,8 +14,9 @@ is JSON:
     ties_cost_per_parent, ties_cost_per_entry   growth of our TIES's cost: 1 is linear
     full_ratio_mergekit, peak_memory_ratio      TIES of 3 parents into a whole bf16 model, processes from start to end
     bandwidth_share   bytes of that model read and written a second by the streaming merge itself, from open files to a
-                      finished folder (thresholds, merge, digests, flush), over those of a copy from memory to memory
-    file_copy_share   the same over a plain copy of the model's file beside it
+                      finished folder (thresholds, merge, digest, flush), over those of a copy of the model's file
+                      beside it
+    memory_share      the same over a copy from memory to memory, which opens no file and makes no page
 
 A result that differs ends the run with exit code 1.
 """
