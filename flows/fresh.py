@@ -8,7 +8,6 @@ import math
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import NormalDist
 
 from flows.learn import datasets_of
 from flows.traffic import known_events
@@ -19,12 +18,12 @@ from registry.records import VersionRecord
 from registry.traffic import Event
 from tasks.data.examples import example_of, input_columns, target_columns
 from tasks.data.splits import position
+from tasks.drift.power import rows_to_show
 from tasks.drift.traffic import SetAside, TrafficRow, read_traffic
 from tasks.errors import DataRefused
 from tasks.specs import SIDES, AdapterSpec, GateSpec
 
 JUDGING, MOST_JUDGING = 0.3, 0.5  # share of the fresh rows that judge
-POWER = 0.9  # chance that as many rows as judge show a gain that is there
 
 
 def fresh_events(home: Home, champion: VersionRecord, since: datetime | None = None) -> tuple[Event, ...]:
@@ -108,17 +107,15 @@ def judging_rows(rows: int, gates: GateSpec, expected: float | None) -> int:
     """How many of `rows` judge, so that all others are learned from: as many as show the gain that is `expected`, three
     in ten at most; never fewer than the gates want, and no more than half.
 
-    With the chance POWER the one-sided bound of a paired difference of mean g over n rows lies above 0 where
-    n >= (z(confidence) + z(POWER))^2 (1 - g^2) / g^2: the differences lie in [-1, 1], so none varies by more.
-    A twentieth is added to what the gates want, for rows that the door sets aside.
+    Differences of mean g lie in [-1, 1], so their variance is 1 - g^2 at most. A twentieth is added to what the gates
+    want, for rows that the door sets aside.
 
     >>> [judging_rows(460, GateSpec(), gain) for gain in (None, 0.15, 0.3, 0.8)], judging_rows(100, GateSpec(), 0.8)
     ([138, 138, 87, 53], 50)
     """
     share = JUDGING * rows
     if expected is not None and expected > 0:
-        quantiles = NormalDist().inv_cdf(gates.confidence) + NormalDist().inv_cdf(POWER)
-        share = min(share, quantiles**2 * (1 - expected**2) / expected**2)
+        share = min(share, rows_to_show(expected, 1 - expected**2, gates.confidence))
     return min(round(MOST_JUDGING * rows), math.ceil(max(share, 1.05 * gates.min_rows)))
 
 

@@ -15,8 +15,9 @@ from flows.publish import mirrored, publish_decision
 from flows.refresh import told_stale
 from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, PromotionRecord, VersionRecord, base_ref
+from tasks.drift.kept import Held, kept_slices
 from tasks.errors import GateRefused, SpecRefused
-from tasks.promotion import Decision, Gate, beats_base, judge, keeps_slice
+from tasks.promotion import Decision, Gate, beats_base, judge
 from tasks.specs import AdapterSpec
 
 
@@ -144,12 +145,14 @@ def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
     champion = home.ledger.champion(version.name)
     if champion is not None and champion.number != version.number:
         served = scores_on_tests(home, champion.ref, spec.metric)
+        held: dict[str, Held] = {}
         for data in scores_on_tests(home, champion.ref):
             name = f"test of {data[:8]}"
             if data in own and data in served:
-                found.append(keeps_slice(name, *on_same_rows(own[data], served[data]), gates))
+                held[name] = Held(*on_same_rows(own[data], served[data]))
             else:  # a champion's slice on which the candidate was never scored proves nothing
                 found.append(Gate(f"scored on {name}", 0.0, -1.0, 0.0, 0, passed=False))
+        found += kept_slices(held, gates)
     found += asked_gates(home, version, spec)
     if not found:
         found.append(Gate("scored on test rows", 0.0, -1.0, 0.0, 0, passed=False))

@@ -50,9 +50,10 @@ from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, VersionRecord, base_ref
 from tasks.data.examples import Example
 from tasks.drift.attempts import gentler, next_attempt
+from tasks.drift.kept import Held, kept_slices
 from tasks.evaluation.comparison import Interval, gain
 from tasks.evaluation.scoring import Scores
-from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge, keeps_slice
+from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge
 from tasks.specs import AdapterSpec
 
 
@@ -356,11 +357,11 @@ def judged(
     """
     gates, new, old, base = spec.evaluation.gates, scores["candidate"], scores["champion"], scores["base"]
     gained = gains_on_fresh(new["fresh"].outcomes, old["fresh"].outcomes, gates)
-    kept = []
+    kept = {}
     for name in (name for name in new if name != "fresh"):
         pairs = zip(new[name].keys, new[name].outcomes, old[name].outcomes, strict=True)
         held = [(now, before) for key, now, before in pairs if key not in void]
         if len(held) >= gates.min_rows or len(held) == new[name].n:
-            kept.append(keeps_slice(name, [now for now, _ in held], [before for _, before in held], gates))
+            kept[name] = Held([now for now, _ in held], [before for _, before in held])
     better = beats_base(new["fresh"].outcomes, base["fresh"].outcomes, gates)
-    return judge(version.ref, [gained, *kept, better, *asked])
+    return judge(version.ref, [gained, *kept_slices(kept, gates), better, *asked])
