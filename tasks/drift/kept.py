@@ -32,7 +32,7 @@ def kept_slices(slices: Mapping[str, Held], gates: GateSpec) -> list[Gate]:
     if len(small) < 2:
         return alone
     measured = [
-        replace(gate, bound=gate.measured, passed=gate.measured > gate.required) if name in small else gate
+        replace(gate, bound=gate.measured, passed=gate.measured > gate.required, fewest=0) if name in small else gate
         for name, gate in zip(slices, alone, strict=True)
     ]
     new, old = ([one for name in small for one in slices[name][who]] for who in (0, 1))

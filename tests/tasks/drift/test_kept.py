@@ -40,6 +40,15 @@ def test_what_one_small_slice_loses_is_not_made_good_by_what_the_others_gain() -
     assert [gate.name for gate in gates if not gate.passed] == ["kept on a"]
 
 
+def test_slices_with_fewer_rows_than_the_gates_want_judge_together() -> None:
+    *each, together = kept_slices({name: slice_of(40, 2, 2) for name in "abcd"}, GATES)
+    assert together.passed
+    assert not any("fewer than" in gate.sentence for gate in (*each, together))
+    *_, few = kept_slices({name: slice_of(20, 0, 0) for name in "ab"}, GATES)
+    assert not few.passed
+    assert few.sentence == "kept on a and b: 40 rows judge, fewer than the 50 of gates.min_rows"
+
+
 @pytest.mark.parametrize("slices", [2, 6])
 def test_a_candidate_that_forgot_a_tenth_everywhere_passes_no_more_often_than_the_bound_says(slices: int) -> None:
     """The witness draws candidates that are worse by just the margin: at most one in twenty may pass."""
