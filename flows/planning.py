@@ -58,6 +58,8 @@ def side_by_side(spec: AdapterSpec, room_bytes: int | None = None) -> tuple[Memo
         (cause, *(Bytes(other.plan.causes.get(cause, 0)) for other in others)) for cause in causes
     ]
     rows.append(("peak", *(Bytes(other.plan.peak_bytes) for other in others)))
+    rows.append(("activations without checkpointing", *(Bytes(other.activations_kept) for other in others)))
+    rows.append(("activations with checkpointing", *(Bytes(other.activations_again) for other in others)))
     rows.append(("largest batch at once", *(other.largest_batch for other in others)))
     note = f"rows of {own.tokens} tokens; {Bytes(own.available_bytes) / 2**30:.1f} GiB are there"
     return own, Table("Trained in other ways", ("cause", *(other.name for other in others)), tuple(rows), note)

@@ -58,7 +58,7 @@ def _gated(config: Mapping[str, Any]) -> Shapes:
     biases += 2 * inner + hidden if config.get("mlp_bias") else 0
     norms = 2 * hidden + (2 * size if config["model_type"] == "qwen3" else 0)
     other = embeddings + layers * (norms + biases) + hidden
-    return _with_stored(linear, other, config)
+    return _with_stored(linear, other, config, layers * biases)
 
 
 def _encoder(config: Mapping[str, Any]) -> Shapes:
@@ -70,11 +70,12 @@ def _encoder(config: Mapping[str, Any]) -> Shapes:
     linear["pooler.dense"] = (hidden, hidden)
     places = int(config["max_position_embeddings"]) + int(config.get("type_vocab_size", 2))
     other = (int(config["vocab_size"]) + places) * hidden + 2 * hidden
-    other += layers * (4 * hidden + inner + hidden + 4 * hidden) + hidden
-    return _with_stored(linear, other, config)
+    offsets = layers * (4 * hidden + inner + hidden + 2 * hidden) + hidden
+    other += offsets + layers * 2 * hidden
+    return _with_stored(linear, other, config, offsets + hidden)
 
 
-def _with_stored(linear: Mapping[str, tuple[int, int]], other: int, config: Mapping[str, Any]) -> Shapes:
+def _with_stored(linear: Mapping[str, tuple[int, int]], other: int, config: Mapping[str, Any], biases: int) -> Shapes:
     parameters = sum(rows * columns for rows, columns in linear.values()) + other
     half = str(config.get("torch_dtype") or config.get("dtype") or "float32") in ("float16", "bfloat16")
-    return Shapes(linear, other, parameters * (2 if half else 4), config)
+    return Shapes(linear, other, parameters * (2 if half else 4), config, biases)

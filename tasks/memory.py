@@ -8,34 +8,39 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from tasks.activations import Step, held
 from tasks.errors import ArtifactRefused, Problem, SpecRefused
+from tasks.fitting import fitting_changes, in_words, may_share_base, rows_at_once
 from tasks.methods.catalogue import EXTRA, METHODS, trainable_parameters
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import AdapterSpec
-from tasks.specs.adapter import WANT_THE_WHOLE_BASE
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 MAX_HEADER_BYTES = 100_000_000
 GIB = 1024**3
 AMX_FROM_HIDDEN = 128  # from this size on a CPU with tiles of bfloat16 gains from them
-BEFORE_THE_RUN = ("weights", "loading", "cuda context")
+WEIGHTS = ("weights in 4 bit", "quantisation constants", "weights in 16 bit", "weights in 32 bit")
+BEFORE_THE_RUN = (*WEIGHTS, "loading", "cuda context")
+SHOWN_REMEDIES = 4
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A base as its files describe it: linear layers of the body (out, in), all other parameters, and the config."""
+    """A base as its files describe it: linear layers of the body (out, in), all other parameters, and the config.
+
+    `biases` are those of the other parameters that the body adds to something; None where nothing says.
+    """
 
     linear: Mapping[str, tuple[int, int]]
     other_parameters: int
     stored_bytes: int
     config: Mapping[str, Any]
+    biases: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -70,7 +75,10 @@ NOTHING_LEARNED = Correction()
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by cause, their sum, and what there is. `remedies` are changes of the spec with which it would fit."""
+    """Bytes by cause, their sum, and what there is.
+
+    `remedies` are changes of the spec with which it would fit, the cheapest first; see `tasks.fitting`.
+    """
 
     causes: Mapping[str, int]
     available_bytes: int
@@ -78,11 +86,16 @@ class MemoryPlan:
     parameters: int
     micro_batch: int
     tokens: int
-    remedies: tuple[str, ...] = ()
+    remedies: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def peak_bytes(self) -> int:
         return sum(self.causes.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """The base's weights in all their precisions."""
+        return sum(self.causes.get(cause, 0) for cause in WEIGHTS)
 
     @property
     def above_base(self) -> Mapping[str, int]:
@@ -101,7 +114,7 @@ def read_shapes(folder: Path) -> Shapes:
         ArtifactRefused: a header cannot be read.
     """
     linear: dict[str, tuple[int, int]] = {}
-    other = stored = 0
+    other = stored = biases = 0
     for path in sorted(folder.glob("*.safetensors")):
         for name, entry in _header(path).items():
             if name == "__metadata__":
@@ -113,12 +126,14 @@ def read_shapes(folder: Path) -> Shapes:
             stored += size * DTYPE_BYTES.get(entry["dtype"], 4)
             module = name.removesuffix(".weight")
             is_linear = len(shape) == 2 and name.endswith(".weight") and "embed" not in name
-            if is_linear and not any(part in HEAD_NAMES for part in module.split(".")):
+            is_head = any(part in HEAD_NAMES for part in module.split("."))
+            biases += size if name.endswith(".bias") and not is_head else 0
+            if is_linear and not is_head:
                 linear[module] = (shape[0], shape[1])
             else:
                 other += size
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Shapes(linear, other, stored, config)
+    return Shapes(linear, other, stored, config, biases)
 
 
 def nf4_bytes(parameters: int, *, double_quant: bool = True, block: int = 64, second_block: int = 256) -> int:
@@ -148,7 +163,7 @@ def plan_memory(
     """The peak of a training run by cause.
 
     Args:
-        longest_tokens: tokens of the longest row.
+        longest_tokens: tokens of the longest row, as far as the spec lets it be so long.
         on_gpu: count the CUDA context and its fragmentation.
         half: the matrix products run in 16 bit.
         longest_answer: tokens of the longest completion; all of the row where it is not known.
@@ -162,7 +177,8 @@ def plan_memory(
         trainable += int(shapes.config.get("hidden_size", 768)) * max(len(spec.data.labels), 2)
 
     def causes_of(changed: AdapterSpec) -> dict[str, int]:
-        step = _step_of(changed, shapes, longest_tokens, longest_answer or longest_tokens, on_gpu, half)
+        tokens = min(longest_tokens, changed.data.max_tokens)
+        step = _step_of(changed, shapes, tokens, longest_answer or tokens, on_gpu, half)
         found = _causes(changed, shapes, trainable, step)
         above = sum(size for cause, size in found.items() if cause not in BEFORE_THE_RUN)
         if learned := correction.of(above):
@@ -170,11 +186,11 @@ def plan_memory(
         return found
 
     causes = causes_of(spec)
-    remedies: tuple[str, ...] = ()
+    remedies: tuple[Mapping[str, Any], ...] = ()
+    tokens = min(longest_tokens, spec.data.max_tokens)
     if sum(causes.values()) > available_bytes:
-        remedies = _fitting_changes(spec, lambda changed: sum(causes_of(changed).values()) <= available_bytes)
-    batch = _rows_at_once(spec)
-    return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, batch, longest_tokens, remedies)
+        remedies = fitting_changes(spec, tokens, lambda changed: sum(causes_of(changed).values()) <= available_bytes)
+    return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, rows_at_once(spec), tokens, remedies)
 
 
 def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
@@ -199,35 +215,28 @@ def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
         "prompt": rank * hidden,
         "ptuning": rank * hidden + 3 * (hidden * hidden + hidden),
     }
+    if name == "bitfit" and shapes.biases is not None:
+        if not shapes.biases:
+            raise SpecRefused.one("E-SPEC-041", "method.name", "the base has no biases", "choose lora, or another base")
+        return shapes.biases
     if name in counted:
         return counted[name]
     return trainable_parameters(chosen_targets(shapes.linear, spec.method), rank, name)
-
-
-def may_share_base(spec: AdapterSpec) -> bool:
-    """Whether `resources.shard_base` is a choice: several processes, and a method that needs no weight but in turn."""
-    return spec.resources.team_size > 1 and spec.method.name not in WANT_THE_WHOLE_BASE
-
-
-def _rows_at_once(spec: AdapterSpec) -> int:
-    """Of one process."""
-    share = -(-spec.training.batch_size // spec.resources.team_size)
-    return min(spec.training.micro_batch or share, share)
 
 
 def _step_of(spec: AdapterSpec, shapes: Shapes, tokens: int, answers: int, on_gpu: bool, half: bool) -> Step:
     row = METHODS[spec.method.name]
     chosen = chosen_targets(shapes.linear, spec.method) if row.takes_targets else {}
     inputs, results = sum(into for _, into in chosen.values()), sum(out for out, _ in chosen.values())
-    return Step(_rows_at_once(spec), tokens, min(answers, tokens), inputs, results, len(chosen), on_gpu, half)
+    return Step(rows_at_once(spec), tokens, min(answers, tokens), inputs, results, len(chosen), on_gpu, half)
 
 
 def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> dict[str, int]:
     """Bytes of a run by cause."""
     sizes = [rows * columns for rows, columns in shapes.linear.values()]
-    weights = _packed(spec, sum(sizes), step) + shapes.other_parameters * step.width
     shared = spec.resources.shard_base and may_share_base(spec)
-    causes = _shared_weights(spec, shapes, step) if shared else {"weights": weights}
+    loaded = _weights(spec, sum(sizes), shapes.other_parameters, step)
+    causes = _shared_weights(spec, shapes, step) if shared else dict(loaded)
     if spec.base.quantization == "nf4":
         causes["dequantised layer"] = max(sizes, default=0) * step.width
     own_width = step.width if spec.method.name == "full" else 4  # a full run trains the weights as they are held
@@ -249,16 +258,20 @@ def _causes(spec: AdapterSpec, shapes: Shapes, trainable: int, step: Step) -> di
         causes["fragmentation"] = (causes["activations"] + causes["outputs"]) // 10
     if shared:  # it is loaded whole: once on each card, or by one process after another in the host's memory
         others = 0 if step.on_gpu else spec.resources.processes - 1
-        loading = (weights + others * causes["weights"]) // (others + 1)
+        kept = sum(causes.get(cause, 0) for cause in WEIGHTS)
+        loading = (sum(loaded.values()) + others * kept) // (others + 1)
         causes["loading"] = max(0, loading - sum(causes.values()))
     return causes
 
 
-def _packed(spec: AdapterSpec, parameters: int, step: Step) -> int:
-    """Bytes of linear weights as they are held."""
-    if spec.base.quantization == "nf4":
-        return nf4_bytes(parameters, double_quant=spec.base.double_quant)
-    return parameters * step.width
+def _weights(spec: AdapterSpec, linear: int, other: int, step: Step) -> dict[str, int]:
+    """Bytes of so many weights of linear layers, and of others, as they are held."""
+    unpacked = f"weights in {8 * step.width} bit"
+    if spec.base.quantization != "nf4":
+        return {unpacked: (linear + other) * step.width}
+    packed = -(-linear // 2)
+    scales = nf4_bytes(linear, double_quant=spec.base.double_quant) - packed
+    return {"weights in 4 bit": packed, "quantisation constants": scales, unpacked: other * step.width}
 
 
 def _shared_weights(spec: AdapterSpec, shapes: Shapes, step: Step) -> dict[str, int]:
@@ -267,38 +280,10 @@ def _shared_weights(spec: AdapterSpec, shapes: Shapes, step: Step) -> dict[str, 
     for name, (rows, columns) in shapes.linear.items():
         block = re.match(r".*?\.\d+(?=\.)", name)
         blocks[block[0] if block else ""] = blocks.get(block[0] if block else "", 0) + rows * columns
-    outside = _packed(spec, blocks.pop("", 0), step) + shapes.other_parameters * step.width
-    kept = -(-_packed(spec, sum(blocks.values()), step) // spec.resources.team_size)
-    return {"weights": outside + kept, "gathered block": _packed(spec, max(blocks.values(), default=0), step)}
-
-
-def _fitting_changes(spec: AdapterSpec, fits: Callable[[AdapterSpec], bool]) -> tuple[str, ...]:
-    """The smallest sets of changes after which a spec fits, in words; of the micro-batches the largest that does."""
-    changes: dict[str, list[tuple[str, Any]]] = {}
-    if spec.base.quantization == "none":
-        changes["base.quantization"] = [("nf4", "nf4")]
-    if not spec.training.gradient_checkpointing:
-        changes["training.gradient_checkpointing"] = [("true", True)]
-    if may_share_base(spec) and not spec.resources.shard_base:
-        changes["resources.shard_base"] = [("true", True)]
-    halves = [_rows_at_once(spec) >> i for i in range(1, 17) if _rows_at_once(spec) >> i]
-    if halves:
-        changes["training.micro_batch"] = [(str(rows), rows) for rows in halves]
-    for size in range(1, len(changes) + 1):
-        found = []
-        for names in combinations(changes, size):
-            for values in product(*(changes[name] for name in names)):
-                changed = spec
-                for name, (_, value) in zip(names, values, strict=True):
-                    section, field = name.split(".")
-                    part = getattr(changed, section).model_copy(update={field: value})
-                    changed = changed.model_copy(update={section: part})
-                if fits(changed):
-                    found.append(" and ".join(f"{n}: {word}" for n, (word, _) in zip(names, values, strict=True)))
-                    break
-        if found:
-            return tuple(found)
-    return ()
+    kept = _weights(spec, blocks.pop("", 0), shapes.other_parameters, step)
+    for cause, size in _weights(spec, sum(blocks.values()), 0, step).items():
+        kept[cause] += -(-size // spec.resources.team_size)
+    return {**kept, "gathered block": sum(_weights(spec, max(blocks.values(), default=0), 0, step).values())}
 
 
 def refuse_if_too_large(plan: MemoryPlan, spec: AdapterSpec) -> None:
@@ -312,7 +297,7 @@ def refuse_if_too_large(plan: MemoryPlan, spec: AdapterSpec) -> None:
     need, have = plan.peak_bytes / GIB, plan.available_bytes / GIB
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
     wrong = f"needs {need:.2f} GiB, {have:.2f} GiB are there; most goes to {largest}"
-    remedy = " or ".join(plan.remedies) or "use a smaller base or a shorter data.max_tokens"
+    remedy = in_words(plan.remedies[:SHOWN_REMEDIES]) or "use a smaller base"
     raise SpecRefused(Problem("E-SPEC-013", f"{spec.task}:resources", wrong, remedy))
 
 
@@ -362,17 +347,18 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 24GiB, 80GB or 512MiB.
+    """Bytes of a size such as 24GiB, 24G (the same), 80GB or 512MiB.
 
-    >>> parse_size("24GiB") == 24 * 1024**3, parse_size("80GB") == 80 * 1000**3
+    >>> parse_size("24GiB") == parse_size("24G") == 24 * 1024**3, parse_size("80GB") == 80 * 1000**3
     (True, True)
 
     Raises:
-        SpecRefused: it is no size.
+        SpecRefused: it is no size, or nothing.
     """
-    units = {"GIB": 1024**3, "GB": 1000**3, "MIB": 1024**2, "MB": 1000**2}
+    units = {"GIB": 1024**3, "GB": 1000**3, "MIB": 1024**2, "MB": 1000**2, "G": 1024**3, "M": 1024**2}
     for unit, factor in units.items():
         number = text.strip().upper().removesuffix(unit)
-        if number != text.strip().upper() and number.strip().replace(".", "", 1).isdigit():
-            return int(float(number) * factor)
+        is_number = number != text.strip().upper() and number.strip().replace(".", "", 1).isdigit()
+        if is_number and (size := int(float(number) * factor)):
+            return size
     raise SpecRefused(Problem("E-SPEC-016", "--device", f"{text!r} is no size", "write it as 24GiB"))

@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from tasks.architecture import shapes_of_config
-from tasks.memory import MemoryPlan, Shapes, may_share_base, read_shapes
+from tasks.memory import MemoryPlan, Shapes, read_shapes
 from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec
 
 MOST_ROWS = 1 << 14
+NAMES = {"lora": ("LoRA", "QLoRA"), "dora": ("DoRA", "QDoRA")}  # on weights as stored, and on NF4
 Planner = Callable[[AdapterSpec], MemoryPlan]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train the same task: full, LoRA or QLoRA. `largest_batch` is 0 where not even one row fits."""
+    """One way to train the same task: full, LoRA or QLoRA. `largest_batch` is 0 where not even one row fits.
+
+    Attributes:
+        activations_kept: bytes of activations without gradient checkpointing, `activations_again` with it.
+    """
 
     name: str
     plan: MemoryPlan
     largest_batch: int
+    activations_kept: int
+    activations_again: int
 
 
 def shapes_of(folder: Path) -> Shapes:
@@ -57,20 +64,26 @@ def full_static_bytes(parameters: int) -> int:
 
 
 def variants(spec: AdapterSpec, planner: Planner) -> tuple[Variant, ...]:
-    """Full fine-tuning, an adapter on the weights as stored, and one on NF4, each with the batch of the spec."""
+    """Full fine-tuning, an adapter on the weights as stored, and one on NF4, each with the batch of the spec.
+
+    The adapter is the spec's own where that is a kind of LoRA, else LoRA itself.
+    """
     method = spec.method.name if METHODS[spec.method.name].is_low_rank else "lora"
+    stored, packed = NAMES.get(method, (method, f"{method} on NF4"))
     found = []
-    for name, how, quantization in (("full", "full", "none"), ("LoRA", method, "none"), ("QLoRA", method, "nf4")):
-        changed = spec.model_copy(
-            update={
-                "method": spec.method.model_copy(update={"name": how, "targets": "all-linear", "layers": None})
-                if how == "full"
-                else spec.method.model_copy(update={"name": how}),
-                "base": spec.base.model_copy(update={"quantization": quantization}),
-            }
-        )
-        found.append(Variant(name, planner(changed), largest_batch(changed, planner)))
+    for name, how, quantization in (("full", "full", "none"), (stored, method, "none"), (packed, method, "nf4")):
+        everywhere = {"targets": "all-linear", "layers": None} if how == "full" else {}
+        made = spec.method.model_copy(update={"name": how, **everywhere})
+        base = spec.base.model_copy(update={"quantization": quantization})
+        changed = spec.model_copy(update={"method": made, "base": base})
+        activations = tuple(_activations(changed, planner, again) for again in (False, True))
+        found.append(Variant(name, planner(changed), largest_batch(changed, planner), *activations))
     return tuple(found)
+
+
+def _activations(spec: AdapterSpec, planner: Planner, again: bool) -> int:
+    training = spec.training.model_copy(update={"gradient_checkpointing": again})
+    return planner(spec.model_copy(update={"training": training})).causes["activations"]
 
 
 def largest_batch(spec: AdapterSpec, planner: Planner) -> int:
@@ -93,54 +106,17 @@ def largest_batch(spec: AdapterSpec, planner: Planner) -> int:
 
 
 def fitted(spec: AdapterSpec, planner: Planner) -> Mapping[str, Any]:
-    """The fewest changes with which a spec fits, as {"training.micro_batch": 2, ...}; empty if it fits as it is.
-
-    In the order of what they cost: fewer rows at once at the same effective batch, recomputed activations, a base that
-    the processes share, a 4-bit base, shorter rows.
+    """The cheapest changes with which a spec fits, as {"training.micro_batch": 2, ...}; empty if it fits as it is.
 
     Raises:
-        LookupError: none of them together is enough.
+        LookupError: no changes are enough.
     """
-    if planner(spec).fits:
+    plan = planner(spec)
+    if plan.fits:
         return {}
-    changes: dict[str, Any] = {}
-    for path, value in (
-        ("training.micro_batch", None),
-        ("training.gradient_checkpointing", True),
-        ("resources.shard_base", may_share_base(spec)),
-        ("base.quantization", "nf4"),
-        ("data.max_tokens", None),
-    ):
-        section, field = path.split(".")
-        if path == "training.micro_batch":
-            rows = largest_batch(spec, planner)
-            now = spec.training.micro_batch or spec.training.batch_size
-            changes = {path: min(rows, now)} if rows else {path: 1}
-        elif path == "data.max_tokens":
-            tokens = spec.data.max_tokens
-            while tokens > 16 and not planner(_with(spec, {**changes, path: tokens})).fits:
-                tokens //= 2
-            changes[path] = tokens
-        elif getattr(getattr(spec, section), field) != value:
-            changes[path] = value
-            rows = largest_batch(
-                _with(spec, {k: v for k, v in changes.items() if k != "training.micro_batch"}), planner
-            )
-            now = spec.training.micro_batch or spec.training.batch_size
-            changes["training.micro_batch"] = max(1, min(rows, now))
-        if planner(_with(spec, changes)).fits:
-            unchanged = (
-                changes["training.micro_batch"] == spec.training.batch_size and spec.training.micro_batch is None
-            )
-            return {k: v for k, v in changes.items() if not (unchanged and k == "training.micro_batch")}
-    raise LookupError("no change of the spec is enough")
-
-
-def _with(spec: AdapterSpec, changes: Mapping[str, Any]) -> AdapterSpec:
-    for path, value in changes.items():
-        section, field = path.split(".")
-        spec = spec.model_copy(update={section: getattr(spec, section).model_copy(update={field: value})})
-    return spec
+    if not plan.remedies:
+        raise LookupError("no change of the spec is enough")
+    return plan.remedies[0]
 
 
 def rewritten(path: Path, changes: Mapping[str, Any]) -> str:

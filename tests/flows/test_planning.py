@@ -36,6 +36,11 @@ def test_a_base_without_weights_is_planned_in_three_ways(factory: Any, large: An
         "full",
         "LoRA",
         "QLoRA",
+        "weights in 4 bit",
+        "quantisation constants",
+        "weights in 16 bit",
+        "activations without checkpointing",
+        "activations with checkpointing",
         "largest batch at once",
         "optimizer",
     ):
@@ -47,9 +52,12 @@ def test_what_does_not_fit_is_refused_and_made_to_fit_on_request(factory: Any, l
     refused = factory.run("plan", large, "--device", "12GiB")
     assert refused.code == 2
     assert refused.lines[-1].startswith("E-SPEC-013 ")
+    proposed = refused.lines[-1].split(" -> ")[1].split(" or ")[0]
     assert large.read_text() == before
     said = factory.run("plan", large, "--device", "12GiB", "--fit")
     assert said.code == 0, said.err
+    for change in proposed.split(" and "):
+        assert change.replace(": ", " is now ") in said.out
     assert "base.quantization is now nf4" in said.out
     assert factory.run("plan", large, "--device", "12GiB").code == 0
     again = factory.run("plan", large, "--device", "12GiB", "--fit")
@@ -72,3 +80,17 @@ def test_what_is_left_auto_is_chosen_in_the_plan_with_its_reason(factory: Any, d
     assert len(lines) == 2
     assert "rows of generation" in lines[0]
     assert "hidden size 64" in lines[1]
+
+
+@pytest.mark.parametrize("size", ["0GiB", "0.0 MiB", "24", "many", "-3GiB"])
+def test_a_card_of_no_size_is_refused(factory: Any, large: Any, size: str) -> None:
+    said = factory.run("plan", large, "--device", size)
+    assert said.code == 2
+    assert said.lines[-1].startswith("E-SPEC-016 --device: ")
+
+
+def test_what_training_refuses_of_a_base_the_plan_refuses(factory: Any, desk: Any) -> None:
+    spec = factory.spec(desk["tone"], "biases", method__name="bitfit", base__quantization="none")
+    said = factory.run("plan", spec)
+    assert said.code == 2
+    assert said.lines[-1].startswith("E-SPEC-041 method.name: the base has no biases")

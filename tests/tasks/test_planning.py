@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tasks.architecture import shapes_of_config
-from tasks.errors import ArtifactRefused
-from tasks.memory import MemoryPlan, Shapes, nf4_bytes, plan_memory, trainable_of
+from tasks.errors import ArtifactRefused, SpecRefused
+from tasks.fitting import changed, in_words
+from tasks.memory import MemoryPlan, Shapes, nf4_bytes, plan_memory, refuse_if_too_large, trainable_of
 from tasks.methods.catalogue import TRAINED
 from tasks.planning import fitted, full_static_bytes, largest_batch, rewritten, shapes_of, variants
 from tasks.specs import AdapterSpec, BaseSpec, DataSpec, MethodSpec, TrainingSpec
@@ -90,6 +91,8 @@ def test_shapes_from_a_config_are_those_of_the_modules_that_transformers_builds(
         if isinstance(m, torch.nn.Linear) and n != "lm_head"
     }
     shapes = shapes_of_config(config)
+    named = model.named_parameters()
+    assert shapes.biases == sum(p.numel() for n, p in named if n.endswith(".bias"))
     assert dict(shapes.linear) == linear
     assert shapes.parameters == sum(p.numel() for p in model.parameters())
 
@@ -129,7 +132,7 @@ def test_a_full_run_holds_its_weights_gradients_and_moments_once() -> None:
     shapes = shapes_of_config(full_config("llama 7B"))
     spec = spec_of(method=MethodSpec(name="full"), training=TrainingSpec(optimizer="adamw"))
     causes = planner_of(shapes)(spec).causes
-    held = sum(causes[name] for name in ("weights", "adapter", "gradients", "optimizer"))
+    held = sum(causes[name] for name in ("weights in 16 bit", "adapter", "gradients", "optimizer"))
     assert held == full_static_bytes(shapes.parameters)
 
 
@@ -159,15 +162,50 @@ def test_the_largest_batch_fits_and_one_row_more_does_not(room_gib: int) -> None
 
 @pytest.mark.parametrize("room_gib", [7, 8, 10, 12, 16, 20, 24, 32, 48, 80])
 def test_a_spec_made_to_fit_fits_with_the_same_effective_batch(room_gib: int) -> None:
-    from tasks.planning import _with
-
     plan = planner_of(shapes_of_config(full_config("llama 3 8B")), room_gib * GIB)
     spec = spec_of()
     changes = fitted(spec, plan)
-    made = _with(spec, changes)
+    made = changed(spec, changes)
     assert plan(made).fits
     assert made.training.batch_size == spec.training.batch_size
     assert plan(spec).fits == (not changes)
+
+
+@pytest.mark.parametrize("room_gib", [7, 8, 10, 12, 16])
+def test_what_a_refusal_proposes_first_is_what_is_made_to_fit(room_gib: int) -> None:
+    plan = planner_of(shapes_of_config(full_config("llama 3 8B")), room_gib * GIB)
+    spec = spec_of()
+    with pytest.raises(SpecRefused) as refused:
+        refuse_if_too_large(plan(spec), spec)
+    assert refused.value.problems[0].remedy.split(" or ")[0] == in_words([fitted(spec, plan)])
+
+
+def test_rows_are_proposed_shorter_where_nothing_cheaper_is_enough() -> None:
+    spec = spec_of(base=BaseSpec(model="/base"), training=TrainingSpec(batch_size=1, gradient_checkpointing=True))
+    long = changed(spec, {"data.max_tokens": 8192})
+    plan = planner_of(shapes_of_config(full_config("llama 3 8B")), 10 * GIB)
+    (only,) = plan(long).remedies
+    assert only.keys() == {"data.max_tokens"}
+    assert plan(changed(long, only)).fits
+    assert not plan(changed(long, {"data.max_tokens": 2 * only["data.max_tokens"]})).fits
+
+
+def test_columns_are_named_after_the_method_that_they_plan() -> None:
+    plan = planner_of(shapes_of_config(full_config("llama 3 8B")))
+    for method, names in {"dora": ["full", "DoRA", "QDoRA"], "rslora": ["full", "rslora", "rslora on NF4"]}.items():
+        found = variants(spec_of(method=MethodSpec(name=method)), plan)
+        assert [variant.name for variant in found] == names
+        trained = trainable_of(spec_of(method=MethodSpec(name=method)), shapes_of_config(full_config("llama 3 8B")))
+        assert [variant.plan.trainable for variant in found[1:]] == [trained, trained]
+        for variant in found:
+            assert variant.activations_again < variant.activations_kept == variant.plan.causes["activations"]
+
+
+def test_biases_are_planned_where_there_are_some_and_refused_where_there_are_none() -> None:
+    bitfit = spec_of(method=MethodSpec(name="bitfit"))
+    with pytest.raises(SpecRefused, match=r"E-SPEC-041 method.name: the base has no biases"):
+        trainable_of(bitfit, shapes_of_config(full_config("llama 7B")))
+    assert trainable_of(bitfit, shapes_of_config(full_config("qwen2"))) == 4 * (896 + 2 * 128)
 
 
 def test_what_cannot_fit_is_not_made_to() -> None:
