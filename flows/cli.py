@@ -11,7 +11,10 @@ import atexit
 import gc
 import json
 import os
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import NoReturn
 
 import typer
@@ -42,6 +45,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         setattr(manner, name, f"--{name}" in words)
     words = [word for word in words if word not in ("--json", "--quiet", "--debug")]
     manner.told = {}
+    hears = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminated) if hears else None
     try:
         code = app(words, standalone_mode=False, prog_name="factory")
         if code == INTERRUPTED:  # Typer answers Ctrl-C with this code and no word
@@ -54,7 +59,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(READER_GONE)
     except BaseException as error:  # the one place where every error becomes a line and a code
         sys.exit(_ended(error))
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """What was begun is undone on the way out, as after Ctrl-C; a training hears the signal itself."""
+    from flows.complaints import Terminated
+
+    raise Terminated
 
 
 def _ended(error: BaseException) -> int:
@@ -63,7 +78,7 @@ def _ended(error: BaseException) -> int:
 
     if isinstance(error, typer.Abort):
         error = KeyboardInterrupt()
-    if manner.debug and not isinstance(error, KeyboardInterrupt | SystemExit):
+    if manner.debug and isinstance(error, Exception):
         import traceback
 
         traceback.print_exception(error)

@@ -10,13 +10,20 @@ from infra.redaction import redacted
 from tasks.errors import FactoryError, Problem
 
 DISK_REFUSES = frozenset({errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
-BUG, INTERRUPTED, NO_SPACE, DOWN, USAGE = 70, 130, 8, 7, 2
+BUG, INTERRUPTED, TERMINATED, NO_SPACE, DOWN, USAGE = 70, 130, 143, 8, 7, 2
+
+
+class Terminated(BaseException):
+    """SIGTERM, where nobody else hears it."""
+
+
+STOPPED = {KeyboardInterrupt: INTERRUPTED, Terminated: TERMINATED}
 
 
 def lines_and_code(error: BaseException) -> tuple[list[str], int]:
     """What is printed, one line per problem, and the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return ["stopped; nothing half-done was kept"], INTERRUPTED
+    if type(error) in STOPPED:
+        return ["stopped; nothing half-done was kept"], STOPPED[type(error)]
     problems, code = problems_and_code(error)
     return error.lines() if _is_ours(error) else [str(problem) for problem in problems], code
 
@@ -46,7 +53,7 @@ def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
 
 def as_json(error: BaseException) -> dict[str, Any]:
     """The same for machines."""
-    problems, code = ((), INTERRUPTED) if isinstance(error, KeyboardInterrupt) else problems_and_code(error)
+    problems, code = ((), STOPPED[type(error)]) if type(error) in STOPPED else problems_and_code(error)
     return {"ok": False, "exit_code": code, "problems": [_plain(problem) for problem in problems]}
 
 

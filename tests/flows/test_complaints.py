@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import re
+import signal
 
 import pytest
 
-from flows.complaints import as_json, lines_and_code
+from flows.cli import main
+from flows.complaints import Terminated, as_json, lines_and_code
 from infra.errors import SettingsRefused
 from registry import errors as registry_errors
 from tasks import errors as task_errors
@@ -59,7 +61,19 @@ def test_every_error_is_one_line_of_the_contract_and_a_code(error: BaseException
 def test_a_person_who_stops_it_made_no_mistake() -> None:
     assert lines_and_code(KeyboardInterrupt()) == (["stopped; nothing half-done was kept"], 130)
     assert as_json(KeyboardInterrupt()) == {"ok": False, "exit_code": 130, "problems": []}
+    assert lines_and_code(Terminated()) == (["stopped; nothing half-done was kept"], 143)
 
 
 def test_a_command_that_has_said_all_is_not_commented() -> None:
     assert lines_and_code(SystemExit(7)) == ([], 7)
+
+
+def test_a_sigterm_that_no_training_hears_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("flows.cli.app", lambda *words, **named: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    assert (ended.value.code, capsys.readouterr().err) == (143, "stopped; nothing half-done was kept\n")
+    assert signal.getsignal(signal.SIGTERM) is before
