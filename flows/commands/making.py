@@ -103,6 +103,7 @@ def plan(
     ready()
     from flows.planning import filled, made_to_fit, side_by_side
     from flows.publish import memory_table
+    from tasks.fitting import as_yaml
     from tasks.memory import parse_size, refuse_if_too_large
     from tasks.spec_files import load_adapter_spec
 
@@ -110,7 +111,7 @@ def plan(
     changes = made_to_fit(spec, room) if fit else {}
     loaded = filled(load_adapter_spec(spec))
     made, table = side_by_side(loaded, room)
-    told = [f"{spec}: {path} is now {value}" for path, value in changes.items()]
+    told = [f"{spec}: {path} is now {as_yaml(value)}" for path, value in changes.items()]
     told += [f"{path} {reason}" for path, reason in loaded.chosen.items()]
     tell(made, *told, memory_table(made), table)
     refuse_if_too_large(made, loaded)
@@ -179,11 +180,7 @@ def fleet(
     done = flow(specs, promote, over_pool)
     tell(
         done,
-        *(
-            f"{task}: {o.version.ref} {o.scores.score:.3f}, base {o.base_scores.score:.3f}"
-            for task, o in done.items()
-            if o
-        ),
+        *(f"{o.version.ref}: {o.scores.score:.3f}, base {o.base_scores.score:.3f}" for o in done.values() if o),
     )
     if promote:
         refuse_unless_all_passed(done)
@@ -194,7 +191,8 @@ def compare(
     spec: SpecPath,
     methods: Annotated[str | None, typer.Option(help="Comma-separated rows of the method catalogue.")] = None,
     ranks: Annotated[str | None, typer.Option(help="Comma-separated ranks; alpha / rank stays.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per setting.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per setting; their mean gets a row of its own.")] = 1,
+    keep_alpha: Annotated[bool, typer.Option("--keep-alpha", help="With --ranks: alpha stays instead.")] = False,
 ) -> None:
     """One task, several methods and ranks, one table.
 
@@ -212,7 +210,8 @@ def compare(
         raise SpecRefused.one(
             "E-SPEC-014", "--ranks", f"{ranks!r} is no list of numbers", "write --ranks 4,8,16"
         ) from None
-    table = flow(spec, methods.split(",") if methods else None, numbers, seeds)
+    names = [name.strip() for name in methods.split(",")] if methods else None
+    table = flow(spec, names, numbers, seeds, keep_alpha)
     tell(table, table)
 
 
