@@ -81,6 +81,13 @@ PLANTS: dict[str, Callable[[Random], Plant]] = {
     "wrong layers for classes": lambda d: Plant("wrong layers", kinds=("classification",), **MIXED, method=narrow(d)),
     "overfit": lambda d: Plant("overfit", keys=40, rows=d.choice((24, 32, 40)), training={"learning_rate": 1e-2}),
     "rate far too high": lambda d: Plant("diverged", training={"learning_rate": d.choice((0.3, 1.0)), **UNCLIPPED}),
+    "rate too high": lambda d: Plant("diverged", training={"learning_rate": d.choice(HIGH), **some_steps(d)}),
+    "rate too high, hard task": lambda d: Plant(
+        "diverged", kinds=("generation",), **HARD, training={"learning_rate": d.choice(HIGH), **some_steps(d)}
+    ),
+    "rate too high, hard classes": lambda d: Plant(
+        "diverged", kinds=("classification",), **MIXED, training={"learning_rate": d.choice(HIGH), **some_steps(d)}
+    ),
     "garbage rows": lambda d: Plant("spiked", rows=496, garbage=16),
     "labels by chance": lambda d: Plant(
         "plateau", kinds=("generation",), rows=2400, noise=d.choice((0.6, 0.8)), **LONG
@@ -94,6 +101,7 @@ PLANTS: dict[str, Callable[[Random], Plant]] = {
 HARD: dict[str, Any] = {"keys": 40, "rows": 800}  # 40 answers, one a key: a small rank is not enough
 MIXED: dict[str, Any] = {"keys": 64, "answers": 8, "rows": 1200}  # eight keys a class, which no head tells apart alone
 LONG: dict[str, Any] = {"training": {"steps": 150}}
+HIGH = (0.1, 0.3, 1.0)  # with the usual clipping and schedule the loss stays finite, and falls
 UNCLIPPED = {"max_grad_norm": 1e9, "schedule": "constant"}
 
 
@@ -174,6 +182,10 @@ def one_run(cache: Path, plant: Plant, kind: str, seed: int) -> dict[str, Any]:
     return {"curve": done.curve.as_dict(), "change": done.change, "reach": asdict(reach)}
 
 
+def some_steps(draw: Random) -> dict[str, int]:
+    return {"steps": draw.choice((20, 60, 120))}
+
+
 def narrow(draw: Random) -> dict[str, Any]:
     """Adapters on what decides where attention looks, and on nothing that carries what it sees."""
     return {"targets": draw.choice((("q_proj", "k_proj"), ("q_proj",), ("k_proj",)))}
@@ -252,7 +264,7 @@ def small_base(folder: Path) -> Path:
 
 def curve_of(tree: dict[str, Any]) -> Curve:
     steps = tuple(Step(**step) for step in tree["steps"])
-    return Curve(steps, tuple(Look(**look) for look in tree["looks"]), tree["planned_steps"], tree["start_loss"])
+    return Curve(**tree | {"steps": steps, "looks": tuple(Look(**look) for look in tree["looks"])})
 
 
 def right(runs: Sequence[dict[str, Any]]) -> float:

@@ -122,6 +122,7 @@ def trained(
                 CARD_BYTES: float(device_memory(spec).card_bytes),
                 MEASURED: float(done.peak_above_start_bytes),
                 "start_validation_loss": done.curve.start_loss if done.curve.start_loss is not None else float("nan"),
+                "blind_loss": done.curve.blind_loss if done.curve.blind_loss is not None else float("nan"),
                 "best_validation_loss": done.curve.best.loss if done.curve.best else float("nan"),
             }
             figures = {key: value for key, value in figures.items() if value == value}

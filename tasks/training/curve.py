@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +37,7 @@ class Curve:
 
     Attributes:
         start_loss: the validation loss before the first step.
+        blind_loss: what a model reaches that knows how often each answer token (or class) occurs and reads no prompt.
         kept_from: the first step whose adapter may be kept; a method that cuts ranks has not cut enough before.
     """
 
@@ -43,6 +46,7 @@ class Curve:
     planned_steps: int
     start_loss: float | None = None
     kept_from: int = 0
+    blind_loss: float | None = None
 
     @property
     def best(self) -> Look | None:
@@ -52,3 +56,14 @@ class Curve:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def blind_loss(targets: Iterable[Iterable[int]]) -> float | None:
+    """Entropy of the learned tokens' (or classes') frequencies, in nats; None where nothing is learned.
+
+    >>> f"{blind_loss([[7], [7], [8], [8]]):.3f}", blind_loss([[7], [7]])
+    ('0.693', 0.0)
+    """
+    counts = Counter(token for target in targets for token in target)
+    total = counts.total()
+    return sum(n / total * math.log(total / n) for n in counts.values()) if total else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ArtifactRefused
+from tasks.errors import ArtifactRefused, FactoryError
 from tasks.training.curve import Curve, Look, Step
 
 STATE_FILE = "trainer_state.json"
@@ -19,8 +20,8 @@ def read_trainer_state(path: Path) -> Curve:
     """The curve in a `trainer_state.json`, or in the newest one under a folder of checkpoints.
 
     Entries of `log_history` with a `loss` are steps, those with an `eval_loss` are looks at the validation rows (with
-    their accuracy, if it was logged). What
-    was not logged (an older Trainer has no gradient norm) is not a number here and is left out of the reading.
+    their accuracy, if it was logged). What was not logged (an older Trainer has no gradient norm) is not a number here
+    and is left out of the reading.
 
     Raises:
         ArtifactRefused: there is none, or it holds no curve.
@@ -28,39 +29,55 @@ def read_trainer_state(path: Path) -> Curve:
     if path.is_dir():
         found = sorted(path.rglob(STATE_FILE), key=lambda file: (_step_of(file), str(file)))
         if not found:
-            raise ArtifactRefused.one("E-TRAIN-005", path, f"holds no {STATE_FILE}", "name the file, or its folder")
+            raise _refused(path, f"holds no {STATE_FILE}", "name the file, or its folder")
         path = found[-1]
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-        told = json.loads(path.read_text(encoding="utf-8"))
-        history = [entry for entry in told["log_history"] if isinstance(entry.get("step"), int)]
-        steps = tuple(
-            Step(
-                step=entry["step"],
-                loss=_number(entry["loss"]),
-                rate=_number(entry.get("learning_rate")),
-                grad_norm=_number(entry.get("grad_norm")),
-                tokens=0,
-                seconds=0.0,
-            )
-            for entry in history
-            if "loss" in entry
-        )
-        looks = tuple(
-            Look(
-                entry["step"], _number(entry["eval_loss"]), next((float(entry[n]) for n in SCORES if n in entry), None)
-            )
-            for entry in history
-            if "eval_loss" in entry
-        )
+        size = path.stat().st_size
+        told = json.loads(path.read_text(encoding="utf-8")) if size <= LARGEST_BYTES else {}
+    except OSError as error:
+        raise _refused(path, f"cannot be read: {(error.strerror or 'no reason given').lower()}") from error
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, f"is no {STATE_FILE}: it holds no JSON") from error
+    if size > LARGEST_BYTES:
+        raise _refused(path, f"has {size:,} bytes, more than the {LARGEST_BYTES:,} that are read")
+    history = told.get("log_history") if isinstance(told, dict) else None
+    if not isinstance(history, list):
+        raise _refused(path, f"is no {STATE_FILE}: it holds no list `log_history`")
+    entries = [entry for entry in history if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+    try:
+        steps, looks = _curve_in(entries)
         planned = int(told.get("max_steps") or max((step.step for step in steps), default=0))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        wrong = f"is no {STATE_FILE}: {type(error).__name__} {error}"[:200]
-        raise ArtifactRefused.one("E-TRAIN-005", path, wrong, "name the file that the Trainer wrote") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _refused(path, "holds a loss, rate, norm or number of steps that is no number") from error
     if not steps:
-        raise ArtifactRefused.one("E-TRAIN-005", path, "logged no loss", "train with logging_steps=1")
+        raise _refused(path, "logged no loss", "train with logging_steps=1")
     return Curve(steps, looks, planned)
+
+
+def _curve_in(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[Step, ...], tuple[Look, ...]]:
+    """Steps and looks among the entries."""
+    steps = tuple(
+        Step(
+            step=entry["step"],
+            loss=_number(entry["loss"]),
+            rate=_number(entry.get("learning_rate")),
+            grad_norm=_number(entry.get("grad_norm")),
+            tokens=0,
+            seconds=0.0,
+        )
+        for entry in entries
+        if "loss" in entry
+    )
+    looks = tuple(
+        Look(entry["step"], _number(entry["eval_loss"]), next((float(entry[n]) for n in SCORES if n in entry), None))
+        for entry in entries
+        if "eval_loss" in entry
+    )
+    return steps, looks
+
+
+def _refused(path: Path, wrong: str, remedy: str = "name the file that the Trainer wrote") -> FactoryError:
+    return ArtifactRefused.one("E-TRAIN-005", path, wrong, remedy)
 
 
 def _number(value: Any) -> float:

@@ -29,7 +29,7 @@ from tasks.specs import AdapterSpec, TrainingSpec
 from tasks.training.anchor import Anchor
 from tasks.training.base import Base, seeded
 from tasks.training.checkpoint import Checkpoints
-from tasks.training.curve import Curve, Look, Step
+from tasks.training.curve import Curve, Look, Step, blind_loss
 from tasks.training.encoding import IGNORED, Encoded, collate, encode, length_grouped
 from tasks.training.head import start_head_from_class_means
 from tasks.training.interruption import Stopped
@@ -251,7 +251,14 @@ def steps_of(
     seconds = clock() - began
     return Trained(
         folder=folder,
-        curve=Curve(tuple(state.steps), tuple(state.looks), len(batches), state.start_loss, kept_from),
+        curve=Curve(
+            tuple(state.steps),
+            tuple(state.looks),
+            len(batches),
+            state.start_loss,
+            kept_from,
+            blind_loss(row.target for row in rows),
+        ),
         trainable_parameters=count,
         seconds=seconds,
         tokens_per_second=state.tokens / max(seconds, 1e-9),

@@ -25,6 +25,7 @@ def test_the_curve_is_the_one_that_was_recorded(factory: Any, intent: Any) -> No
     ]
     assert [look["loss"] for look in told["curve"]["looks"]] == [look.loss for look in recorded.looks]
     assert told["curve"]["start_loss"] == recorded.start_loss
+    assert told["curve"]["blind_loss"] == recorded.blind_loss > 0
     mlflow = factory.mlflow()
     run = mlflow.get_model_version("intent", "1").run_id
     again = json.loads(factory.run("--json", "diagnose", run).out)["result"]

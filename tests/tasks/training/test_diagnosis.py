@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tasks.training.base import load_base
 from tasks.training.curve import Curve, Look, Step
 from tasks.training.diagnosis import Reach, diagnose
 from tasks.training.loop import Trained, train_adapter
+from tasks.training.repair import next_repair
 
 Make = Callable[..., Any]
 
@@ -61,6 +63,19 @@ def test_a_rate_far_too_high_diverges(
     assert first.cause in ("diverged", "not a number")
     assert first.fatal
     assert "learning rate" in first.remedy
+
+
+@pytest.mark.parametrize("kind", ["generation", "classification"])
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_a_rate_too_high_that_stays_finite_is_never_healthy_and_its_repair_is_a_lower_one(
+    rate: float, kind: str, tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make
+) -> None:
+    spec = make_spec(kind, tiny_base, steps=30, learning_rate=rate)
+    findings = diagnose(run(spec, make_rows(kind, 60), make_rows(kind, 30, 1), tmp_path))
+    assert findings[0].cause in ("diverged", "plateau")  # a random base is as blind as what the rate leaves behind
+    repair = next_repair(spec, spec, findings, [spec])
+    assert repair is not None
+    assert repair.spec.training.learning_rate == pytest.approx(rate / 3, rel=1e-2)
 
 
 def test_few_rows_seen_many_times_overfit(tiny_base: Path, tmp_path: Path, make_rows: Make, make_spec: Make) -> None:
@@ -139,7 +154,7 @@ def test_noise_on_a_flat_loss_is_no_learning() -> None:
 def test_one_wild_step_is_a_spike_with_its_place_and_no_divergence() -> None:
     (finding,) = diagnose(drawn([*FALL[:30], 40.0, *FALL[31:]]))
     assert (finding.cause, finding.fatal) == ("spiked", False)
-    assert "40.000 at step 31" in finding.evidence
+    assert finding.evidence == "loss 40.000 at step 31 where 1.145 is usual"
 
 
 def scored(looks: Sequence[float], scores: Sequence[float], losses: Sequence[float] = FALL) -> Curve:
@@ -161,6 +176,68 @@ def test_a_loss_that_stays_where_it_is_is_a_plateau_whose_limit_is_the_rank_or_t
     assert (rank.cause, "at rank 1 where 8 is usual" in rank.evidence) == ("rank too low", True)
     (layers,) = diagnose(STUCK, reach=Reach(16, 8, 0.125))
     assert (layers.cause, "12% of the linear weights" in layers.evidence) == ("wrong layers", True)
+
+
+THROWN = [2.5, 2.0, 4.4, 3.9, *[1.7 + 0.8 * 0.8**i for i in range(56)]]  # up, then down to 1.7 and no further
+
+
+def test_a_loss_thrown_up_that_comes_back_to_the_answers_frequencies_diverged() -> None:
+    blind = replace(scored([3.0, 2.2, 1.9, 1.8, 1.7, 1.7], [0.3] * 6, THROWN), blind_loss=1.75)
+    (finding,) = diagnose(blind)
+    assert (finding.cause, finding.fatal) == ("diverged", False)
+    assert "rose from 2.000 at step 2 to 4.400 at step 3" in finding.evidence
+    assert "ends at 1.700, where the answers' frequencies alone give 1.750" in finding.evidence
+    assert "diverged" not in causes(replace(blind, blind_loss=4.0))  # far below them: it has read the prompts
+    assert "diverged" not in causes(replace(blind, blind_loss=None))
+
+
+def test_a_run_that_ends_at_the_answers_frequencies_is_never_healthy() -> None:
+    fell = scored([2.9, 2.4, 2.2, 2.1, 2.05, 2.02], [0.3] * 6, [2.0 + 1.5 * 0.9**i for i in range(60)])
+    assert causes(fell) == ["healthy"]
+    (finding,) = diagnose(replace(fell, blind_loss=2.0))
+    assert (finding.cause, "frequencies alone give 2.000" in finding.evidence) == ("plateau", True)
+    (forgot, *_) = diagnose(replace(fell, blind_loss=2.0, start_loss=1.8))
+    assert (forgot.cause, "1.800 at the start" in forgot.evidence) == ("diverged", True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_however_wild_is_no_divergence(seed: int) -> None:
+    """As of batches of one row, whose answers are drawn by chance."""
+    draw = Random(seed)
+    noisy = replace(drawn([abs(draw.gauss(3.0, 1.2)) for _ in range(200)], [3.0] * 8), blind_loss=3.0, start_loss=3.0)
+    assert "diverged" not in causes(noisy)
+
+
+def test_a_loss_that_rose_on_the_way_to_mediocre_answers_is_no_healthy_one() -> None:
+    """As at three times the best rate: only the schedule's fall brought it down again."""
+    swung = scored([0.92, 0.83, 0.82, 0.93, 0.68, 0.63], [0.7, 0.7, 0.7, 0.7, 0.7, 0.8])
+    (finding,) = diagnose(swung)
+    assert finding.cause == "plateau"
+    assert "rose from 0.820 at step 30 to 0.930 at step 40" in finding.evidence
+    assert finding.remedy.startswith("a lower rate")
+    assert causes(replace(swung, looks=tuple(replace(look, score=0.95) for look in swung.looks))) == ["healthy"]
+
+
+def test_a_plateau_is_told_before_a_spike_on_it() -> None:
+    losses = [step.loss for step in STUCK.steps]
+    spiked = scored([2.0, 1.15, 1.1, 1.1, 1.1, 1.1], [0.2, 0.4, 0.5, 0.5, 0.5, 0.5], [*losses[:40], 9.0, *losses[41:]])
+    assert causes(spiked) == ["plateau", "spiked"]
+
+
+@pytest.mark.parametrize("points", range(1, 6))
+def test_of_too_few_points_nothing_is_said_but_that(points: int) -> None:
+    (finding,) = diagnose(drawn([2.0 / 2**i for i in range(points)]))
+    assert (finding.cause, finding.fatal) == ("too few points", False)
+    assert finding.evidence.startswith(f"{points}, loss 2.000 to ")
+    (broken,) = diagnose(drawn([math.nan] * points))
+    assert broken.cause == "not a number"
+
+
+def test_the_steps_of_a_curve_are_counted_not_its_points() -> None:
+    flat = drawn([2.0] * 40)
+    sparse = replace(flat, steps=tuple(replace(step, step=10 * step.step) for step in flat.steps))
+    (finding,) = diagnose(sparse)
+    assert (finding.cause, "in 400 steps" in finding.evidence) == ("did not move", True)
 
 
 def test_nearly_all_answers_right_are_healthy_whatever_rank_and_layers_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ def test_a_loss_that_is_no_number_is_found_in_it(tmp_path: Path) -> None:
     assert "step 31" in finding.evidence
 
 
+def test_zeros_without_a_gradient_norm_are_how_the_trainer_logs_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    for norm in ({"grad_norm": math.nan}, {}):
+        finding = diagnose(read_trainer_state(written(tmp_path / "trainer_state.json", steps([0.0] * 40, **norm))))[0]
+        assert (finding.cause, finding.fatal) == ("not a number", True)
+        assert "every step from 1 to 40" in finding.evidence
+
+
+def test_three_points_are_too_few_and_what_is_said_names_no_adapter_of_ours(tmp_path: Path) -> None:
+    history = [{"step": 500 * i, "loss": loss} for i, loss in enumerate((2.0, 1.0, 0.5), 1)]
+    (finding,) = diagnose(read_trainer_state(written(tmp_path / "trainer_state.json", history)))
+    assert finding.cause == "too few points"
+    looks = [{"step": 10 * i, "eval_loss": loss} for i, loss in enumerate((2.0, 1.0, 0.8, 0.9, 1.2, 1.6), 1)]
+    overfit, *_ = diagnose(read_trainer_state(written(tmp_path / "trainer_state.json", [*steps(FALLING), *looks])))
+    assert overfit.cause == "overfit"
+    assert "kept" not in overfit.remedy
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -69,8 +87,9 @@ def test_a_loss_that_is_no_number_is_found_in_it(tmp_path: Path) -> None:
 def test_what_is_no_curve_is_refused_with_its_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "trainer_state.json"
     path.write_text(content)
-    with pytest.raises(ArtifactRefused, match=r"E-TRAIN-005 .*trainer_state\.json"):
+    with pytest.raises(ArtifactRefused, match=r"E-TRAIN-005 .*trainer_state\.json") as refused:
         read_trainer_state(path)
+    assert not re.search(r"[A-Z]\w+Error|indices|object", str(refused.value))  # no words of Python's
 
 
 def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
