@@ -63,6 +63,16 @@ class Method:
     def is_low_rank(self) -> bool:
         return self.family in ("LORA", "ADALORA")
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The fields of a spec's `method` that change what is trained; the others are passed over."""
+        ranked = {"rank"} if self.rank_means else set()
+        scaled = {"alpha"} if self.is_low_rank else set()
+        dropped = {"dropout"} if self.is_low_rank or self.family == "VERA" else set()
+        return frozenset(
+            {"name"} | ranked | scaled | dropped | ({"targets", "layers"} if self.takes_targets else set())
+        )
+
 
 def _half_more(rank: int) -> int:
     return -(-3 * rank // 2)

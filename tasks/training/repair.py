@@ -1,7 +1,7 @@
 """From a finding to one bounded change of the recipe; torch-free.
 
 A finding has its changes in the order in which they are tried. Each stays within a bound of what was asked for, and no
-configuration is trained twice.
+configuration is trained twice: a change of what the method does not read is none.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tasks.specs import AdapterSpec
+from tasks.methods.catalogue import METHODS
+from tasks.specs import AdapterSpec, MethodSpec
 from tasks.training.diagnosis import Finding
 
 RATE_BOUND = 30.0
@@ -46,6 +47,11 @@ def _more_rank(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None
     return {"method.rank": rank, "method.alpha": ratio * rank} if rank <= SIZE_BOUND * asked.method.rank else None
 
 
+def _less_rank(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:
+    rank, ratio = now.method.rank // 2, now.method.alpha_value / now.method.rank
+    return {"method.rank": rank, "method.alpha": ratio * rank} if rank * SIZE_BOUND >= asked.method.rank > 1 else None
+
+
 def _all_linear(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:
     if now.method.targets == "all-linear" and now.method.layers is None:
         return None
@@ -57,10 +63,9 @@ def _magnitudes(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | Non
 
 
 def _hold_back(asked: AdapterSpec, now: AdapterSpec) -> Mapping[str, Any] | None:
-    """More dropout and decay, together: they are one remedy."""
-    dropout, decay = max(0.05, 2 * now.method.dropout), max(0.01, 3 * now.training.weight_decay)
-    if dropout > DROPOUT_BOUND or decay > DECAY_BOUND:
-        return None
+    """More dropout and decay, each up to its bound, together: they are one remedy."""
+    dropout = max(now.method.dropout, min(DROPOUT_BOUND, max(0.05, 2 * now.method.dropout)))
+    decay = max(now.training.weight_decay, min(DECAY_BOUND, max(0.01, 3 * now.training.weight_decay)))
     return {"method.dropout": dropout, "training.weight_decay": decay}
 
 
@@ -84,7 +89,7 @@ CHANGES: Mapping[str, Sequence[Change]] = {
     "rank too low": (_more_rank, _magnitudes, _all_linear),
     "wrong layers": (_all_linear, _more_rank, _magnitudes),
     "plateau": (_rate(1 / 3), _more_rank, _all_linear, _magnitudes),
-    "overfit": (_hold_back, _longer(0.5), _rate(1 / 3)),
+    "overfit": (_hold_back, _longer(0.5), _less_rank, _rate(1 / 3)),
     "still improving": (_longer(2.0), _rate(3.0)),
 }
 
@@ -104,16 +109,28 @@ def next_repair(
         tried: every spec that was trained, `asked` and `now` among them.
         fits: whether a spec fits the base and the memory.
     """
+    known = [as_read(spec) for spec in (*tried, now)]
     for finding in findings:
         for changed in _changed(asked, now, CHANGES.get(finding.cause, ())):
             spec = _with(now, changed)
-            if spec not in tried and fits(spec):
+            if as_read(spec) not in known and fits(spec):
                 return Repair(spec, f"{_words(now, changed)}, because: {finding.cause}, {finding.evidence}")
     return None
 
 
+def as_read(spec: AdapterSpec) -> AdapterSpec:
+    """The spec without what its method does not read: two that are equal here train the same adapter."""
+    reads = METHODS[spec.method.name].reads
+    return spec.model_copy(update={"method": MethodSpec(**{field: getattr(spec.method, field) for field in reads})})
+
+
 def _changed(asked: AdapterSpec, now: AdapterSpec, changes: Sequence[Change]) -> Iterator[Mapping[str, Any]]:
-    return (found for change in changes if (found := change(asked, now)) is not None)
+    """What each change would write, without fields that the method does not read."""
+    for change in changes:
+        found = change(asked, now) or {}
+        reads = METHODS[found.get("method.name", now.method.name)].reads
+        read = {f"method.{field}" for field in reads}
+        yield {path: value for path, value in found.items() if path in read or not path.startswith("method.")}
 
 
 def _with(spec: AdapterSpec, changed: Mapping[str, Any]) -> AdapterSpec:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec, MethodSpec, ResourceSpec
 from tasks.training.diagnosis import Finding
-from tasks.training.repair import CHANGES, next_repair
+from tasks.training.repair import CHANGES, as_read, next_repair
 
 Make = Callable[..., Any]
 
@@ -51,7 +52,7 @@ def test_every_reading_of_a_curve_but_a_good_one_has_its_remedies() -> None:
     source = Path("tasks/training/diagnosis.py").read_text(encoding="utf-8")
     causes = set(re.findall(r'Finding\(\s*"([a-z ]+)"', source))
     assert len(causes) > 5
-    assert causes - {"healthy", "no steps", "nothing to learn"} == set(CHANGES)
+    assert causes - {"healthy", "no steps", "nothing to learn", "too few points"} == set(CHANGES)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -100,3 +101,33 @@ def test_the_worst_finding_is_taken_first_and_the_next_one_when_its_remedies_are
         tried.append(repair.spec)
         seen.append(repair.reason.split(" ")[0])
     assert seen == ["method.targets", "training.steps", "training.learning_rate"]
+
+
+@pytest.mark.parametrize("method", ["ia3", "layernorm", "prefix", "vera", "bottleneck", "full", "dora"])
+@pytest.mark.parametrize("cause", sorted(CHANGES))
+def test_what_a_method_does_not_read_is_never_changed(cause: str, method: str, make_spec: Make) -> None:
+    fields = {"name": method, "rank": 4} | ({"targets": ("q_proj",)} if METHODS[method].takes_targets else {})
+    quick = {"learning_rate": 1e-3, "steps": 50, "quantization": "none"}
+    spec = make_spec("generation", Path("/base"), method=MethodSpec(**fields), **quick)
+    tried = [spec]
+    while repair := next_repair(spec, spec, [finding(cause)], tried):
+        tried.append(repair.spec)
+        changed = {path.split(".")[1] for path in differing(spec, repair.spec) if path.startswith("method.")}
+        assert changed <= METHODS[method].reads
+        assert all(f"method.{field}" not in repair.reason for field in {"rank", "dropout"} - METHODS[method].reads)
+    assert len({as_read(one).model_dump_json() for one in tried}) == len(tried)
+
+
+def test_a_recipe_that_is_held_back_already_is_held_back_to_the_bound_then_shortened_then_narrowed(
+    make_spec: Make,
+) -> None:
+    """As `auto` chooses for a few rows: dropout 0.15, decay 0.1."""
+    method = MethodSpec(rank=8, dropout=0.15)
+    now = asked = make_spec("generation", Path("/base"), method=method, weight_decay=0.1, steps=50)
+    tried, seen = [asked], []
+    while repair := next_repair(asked, now, [finding("overfit")], tried):
+        seen.append(repair.reason.split(", because")[0])
+        now = repair.spec
+        tried.append(now)
+    assert seen[:2] == ["method.dropout 0.15 -> 0.3", "training.steps 50 -> 25"]
+    assert seen[2].startswith("method.rank 8 -> 4")
