@@ -27,6 +27,12 @@ AMX_FROM_HIDDEN = 128  # from this size on a CPU with tiles of bfloat16 gains fr
 WEIGHTS = ("weights in 4 bit", "quantisation constants", "weights in 16 bit", "weights in 32 bit")
 BEFORE_THE_RUN = (*WEIGHTS, "loading", "cuda context")
 SHOWN_REMEDIES = 4
+USUAL_NAMES = {
+    "hidden_size": ("dim", "n_embd"),
+    "intermediate_size": ("hidden_dim", "n_inner"),
+    "num_hidden_layers": ("n_layers", "n_layer"),
+    "num_attention_heads": ("n_heads", "n_head"),
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,17 @@ def read_shapes(folder: Path) -> Shapes:
             else:
                 other += size
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Shapes(linear, other, stored, config, biases)
+    return Shapes(linear, other, stored, with_usual_names(config), biases)
+
+
+def with_usual_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its sizes also under the names that most families use.
+
+    >>> with_usual_names({"model_type": "distilbert", "dim": 768})["hidden_size"]
+    768
+    """
+    found = {usual: config[own] for usual, names in USUAL_NAMES.items() for own in names if config.get(own)}
+    return found | dict(config)
 
 
 def nf4_bytes(parameters: int, *, double_quant: bool = True, block: int = 64, second_block: int = 256) -> int:

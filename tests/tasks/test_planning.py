@@ -64,15 +64,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "mistral": {"model_type": "mistral", "num_hidden_layers": 2},
+    "gemma": {"model_type": "gemma", "num_hidden_layers": 2},
+    "gemma2": {"model_type": "gemma2", "num_hidden_layers": 3},
+    "gemma3": {"model_type": "gemma3_text", "num_hidden_layers": 3},
+    "phi3": {"model_type": "phi3", "num_hidden_layers": 2, "num_key_value_heads": 8},
     "bert": {"model_type": "bert"},
+    "roberta": {"model_type": "roberta", "type_vocab_size": 1},
+    "distilbert": {"model_type": "distilbert", "dim": 384, "hidden_dim": 1000},
 }
+ENCODERS = ("bert", "roberta", "distilbert")
 
 
 def full_config(name: str) -> dict[str, Any]:
+    return full_config_of(**CONFIGS[name])
+
+
+def full_config_of(model_type: str, **asked: Any) -> dict[str, Any]:
     from transformers import AutoConfig
 
-    asked = dict(CONFIGS[name])
-    return dict(AutoConfig.for_model(asked.pop("model_type"), **asked).to_dict())
+    return dict(AutoConfig.for_model(model_type, **asked).to_dict())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -81,7 +91,7 @@ def test_shapes_from_a_config_are_those_of_the_modules_that_transformers_builds(
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     config = full_config(name)
-    kind: Any = AutoModel if name == "bert" else AutoModelForCausalLM
+    kind: Any = AutoModel if name in ENCODERS else AutoModelForCausalLM
     with torch.device("meta"):
         asked = {key: value for key, value in config.items() if key != "model_type"}
         model = kind.from_config(AutoConfig.for_model(config["model_type"], **asked))
@@ -95,6 +105,8 @@ def test_shapes_from_a_config_are_those_of_the_modules_that_transformers_builds(
     assert shapes.biases == sum(p.numel() for n, p in named if n.endswith(".bias"))
     assert dict(shapes.linear) == linear
     assert shapes.parameters == sum(p.numel() for p in model.parameters())
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    assert [shapes.config[size] for size in sizes] == [getattr(model.config, size) for size in sizes]
 
 
 def spec_of(**changes: Any) -> AdapterSpec:
@@ -229,6 +241,11 @@ def test_a_rewritten_spec_keeps_its_comments(tmp_path: Path) -> None:
 def test_a_config_that_says_too_little_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ArtifactRefused, match="E-BASE-010"):
         shapes_of_config(config)
+
+
+def test_a_mixture_of_experts_is_refused_with_its_reason() -> None:
+    with pytest.raises(ArtifactRefused, match=r"E-BASE-010 .*'mixtral' is a mixture of experts"):
+        shapes_of_config(full_config_of("mixtral"))
 
 
 def test_a_folder_with_a_config_and_no_weights_is_enough(tiny_base: Path, tmp_path: Path) -> None:
