@@ -94,7 +94,7 @@ def curve_of(points: Points) -> Curve:
     scores = dict(points.get("validation_score", ()))
     looks = tuple(Look(step, loss, scores.get(step)) for step, loss in points.get("validation_loss", ()))
     start, blind = first_of(points, "start_validation_loss"), first_of(points, "blind_loss")
-    return Curve(steps, looks, max(losses, default=0), start, blind_loss=blind)
+    return Curve(steps, looks, max(losses, default=0), start, blind_loss=blind, norms_known=bool(norms))
 
 
 def first_of(points: Mapping[str, tuple[tuple[int, float], ...]], name: str) -> float | None:

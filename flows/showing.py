@@ -35,6 +35,7 @@ def one_version(home: Home, ref: str) -> tuple[Any, ...]:
         "base": version.base[:12],
         "made from": ", ".join(f"{role} {parent}" for role, parent in version.parents),
         "code": version.code[:12],
+        **({"run": version.run} if version.run else {}),  # as `factory diagnose` takes it
         "manifest": str(home.store.path(version.manifest)),
         "signed by": ", ".join(signature.key[:12] for signature in home.ledger.signatures(version.ref)),
         **{name: f"{value:g}" for name, value in version.metrics.items()},

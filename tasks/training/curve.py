@@ -38,6 +38,7 @@ class Curve:
     Attributes:
         start_loss: the validation loss before the first step.
         blind_loss: what a model reaches that knows how often each answer token (or class) occurs and reads no prompt.
+        norms_known: whether gradient norms were recorded; of a run from elsewhere they may not be.
         kept_from: the first step whose adapter may be kept; a method that cuts ranks has not cut enough before.
     """
 
@@ -47,6 +48,7 @@ class Curve:
     start_loss: float | None = None
     kept_from: int = 0
     blind_loss: float | None = None
+    norms_known: bool = True
 
     @property
     def best(self) -> Look | None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from tasks.training.curve import Curve, Look
 
-NOT_A_NUMBER = "lower the learning rate to a third; look at the rows of that step"
+NOT_A_NUMBER = "lower the learning rate to a tenth; look at the rows of that step"
 GOOD_SCORE = 0.9  # share of right answers from which a run has nothing to explain
 FLAT_GAIN, FLAT_SHARE = 0.05, 0.5  # so little of the loss in so much of the run is a plateau
 LOW_RANK, NARROW = 0.5, 0.5  # below this share of the usual rank, of the linear weights
@@ -110,7 +110,7 @@ def _diverged(curve: Curve, losses: Sequence[float], first: float, last: float, 
     origin = losses[0] if curve.start_loss is None else curve.start_loss
     by_chance = max(SPIKE_NATS, _widest_by_chance(losses))
     thrown = highest > 1.3 * origin and highest > origin + by_chance and not _good(curve)
-    remedy = "lower the learning rate to a third"
+    remedy = "lower the learning rate to a tenth"
     if ruined or lost or thrown:
         seen = f"{untouched:.3f} at the start, {highest:.3f} at worst, {lowest:.3f} at best, {last:.3f} at the end"
         return Finding("diverged", f"loss {seen}", remedy, fatal=ruined)
@@ -168,19 +168,18 @@ def _broken(curve: Curve, change: float | None) -> Finding | None:
     norms = [step.grad_norm for step in curve.steps]
     if not losses:
         return Finding("no steps", "the run ended before its first step", "give it rows", fatal=True)
-    norms_known = len(norms) == 1 or not all(map(math.isnan, norms))  # one from elsewhere may have none
     for step in curve.steps:
-        if not (math.isfinite(step.loss) and (math.isfinite(step.grad_norm) or not norms_known)):
+        if not (math.isfinite(step.loss) and (math.isfinite(step.grad_norm) or not curve.norms_known)):
             evidence = f"loss {step.loss:.3g}, gradient norm {step.grad_norm:.3g} at step {step.step}"
             return Finding("not a number", evidence, NOT_A_NUMBER, fatal=True)
     every = f"at every step from {curve.steps[0].step} to {curve.steps[-1].step}"
-    if not norms_known and max(losses) == 0:
+    if not curve.norms_known and max(losses) == 0:
         evidence = f"loss 0 without a gradient norm {every}: so the Trainer logs a loss that is no number"
         return Finding("not a number", evidence, NOT_A_NUMBER, fatal=True)
     if blind := next((look for look in curve.looks if not math.isfinite(look.loss)), None):
         evidence = f"validation loss {blind.loss:.3g} at step {blind.step}"
         return Finding("not a number", evidence, NOT_A_NUMBER, fatal=True)
-    if norms_known and max(norms) == 0:
+    if curve.norms_known and max(norms) == 0:
         if max(losses) == 0:
             remedy = "check that completions are not empty"
             return Finding(

@@ -51,7 +51,8 @@ def read_trainer_state(path: Path) -> Curve:
         raise _refused(path, "holds a loss, rate, norm or number of steps that is no number") from error
     if not steps:
         raise _refused(path, "logged no loss", "train with logging_steps=1")
-    return Curve(steps, looks, planned)
+    norms_known = all(entry.get("grad_norm") is not None for entry in entries if "loss" in entry)
+    return Curve(steps, looks, planned, norms_known=norms_known)
 
 
 def _curve_in(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[Step, ...], tuple[Look, ...]]:

@@ -13,7 +13,7 @@ from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec, MethodSpec
 from tasks.training.diagnosis import Finding
 
-RATE_BOUND = 30.0
+RATE_BOUND = 100.0
 SIZE_BOUND = 4
 DROPOUT_BOUND, DECAY_BOUND = 0.3, 0.1
 
@@ -80,8 +80,11 @@ def _longer(factor: float) -> Change:
 
 
 CHANGES: Mapping[str, Sequence[Change]] = {
-    "not a number": (_rate(1 / 3), _rate(1 / 10)),
-    "diverged": (_rate(1 / 3), _rate(1 / 10)),
+    "not a number": (_rate(1 / 10), _rate(1 / 3)),
+    "diverged": (
+        _rate(1 / 10),
+        _rate(1 / 3),
+    ),  # rates that leave nothing but frequencies were 20 times the best, or more
     "did not move": (_rate(3.0), _all_linear, _rate(10.0), _more_rank, _magnitudes, _longer(2.0)),
     "no gradient": (_all_linear,),
     "identical to the base": (_rate(3.0), _rate(10.0), _all_linear),

@@ -45,7 +45,8 @@ def test_more_rows_never_ask_for_more_holding_back_or_less_rank(asked: AdapterSp
 
 
 def test_the_rate_falls_with_the_hidden_size_and_not_with_the_rank(asked: AdapterSpec) -> None:
-    assert rate_at(4000) == pytest.approx(rate_at(2000) / 2**0.781)
+    for hidden in (128, 256, 2000):
+        assert rate_at(2 * hidden) == pytest.approx(rate_at(hidden) / 2**0.781)
     for rows in (100, 10**6):
         made = with_choices(asked, Facts(rows, 4096, 4096))
         assert made.training.learning_rate == pytest.approx(5e-5 * 10 * (2000 / 4096) ** 0.781, rel=0.03)

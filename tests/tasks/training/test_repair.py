@@ -66,7 +66,7 @@ def test_whatever_is_found_no_configuration_comes_twice_bounds_hold_and_it_ends(
         AdapterSpec.model_validate(repair.spec.model_dump())
         tried.append(repair.spec)
         now = repair.spec
-        assert 1e-3 / 31 < now.training.learning_rate < 1e-3 * 31
+        assert 1e-3 / 101 < now.training.learning_rate < 1e-3 * 101
         assert now.method.rank <= 16
         assert now.method.alpha_value / now.method.rank == 2
         assert 12 <= (now.training.steps or 0) <= 200
