@@ -30,10 +30,12 @@ from tasks.specs.adapter import WANT_THE_WHOLE_BASE
 
 TIMED_ROWS = 32
 TAGS = {"factory.flow": "compare"}
-NOTE = """{n} test rows, 95 % intervals; peak: memory above what was held when training began; forgotten: nats per token
-on text that the base writes itself (a classifier writes none); attached, merged: a forward pass over test rows, the
-base's own being 1."""
-OVER_SEEDS = "of a mean: Student's interval over its seeds."
+NOTE = (
+    "{n} test rows, 95 % intervals; peak: memory above what was held when training began; forgotten: nats per token on"
+    " text that the base writes itself (a classifier writes none); attached, merged: a forward pass over test rows, the"
+    " base's own being 1."
+)
+OVER_SEEDS = "Of a mean: Student's interval over its seeds."
 
 
 @dataclass(frozen=True)

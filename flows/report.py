@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+MANY_COLUMNS = 8
+
+
 class Bytes(int):
     """A size, shown in KiB, MiB or GiB."""
 
@@ -217,15 +220,21 @@ def _plain(text: str) -> str:
 
 
 def as_rich(table: Table) -> RichTable:
-    """The table for a terminal: numbers flush right, the text taken literally."""
+    """The table for a terminal: numbers flush right, the text taken literally; many columns stand close."""
     from rich import box
     from rich.table import Table as RichTable
 
+    many = len(table.columns) > MANY_COLUMNS
     out = RichTable(
-        title=_visible(table.title), caption=_visible(table.note), box=box.SIMPLE_HEAD, title_justify="left"
+        title=_visible(table.title),
+        caption=_visible(table.note),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 0 if many else 1),
     )
     for number, name in enumerate(table.columns):
-        out.add_column(_visible(name), justify="right" if table.numeric(number) else "left", overflow="fold")
+        heading = name.replace(" ", "\n") if many else name
+        out.add_column(_visible(heading), justify="right" if table.numeric(number) else "left", overflow="fold")
     for row in table.rows:
         out.add_row(*(_visible(shown(cell)) for cell in row))
     out.title_style, out.caption_style, out.caption_justify = "bold", "dim", "left"

@@ -119,19 +119,19 @@ def cut_by_svd(home: Home, parent: VersionRecord, spec: AdapterSpec, energy: flo
         SpecRefused: the method has no rank to cut, or no smaller rank keeps as much.
     """
     from tasks.export.adapter import write_merged_adapter
+    from tasks.inspection import CUTTABLE, rankless
     from tasks.merging.factors import reduce_factors
     from tasks.merging.vectors import exact_updates
-    from tasks.methods.catalogue import METHODS
 
-    if not METHODS[spec.method.name].is_low_rank or spec.method.name == "dora":
-        wrong = f"was trained with {spec.method.name}, whose update has no rank to cut"
-        raise SpecRefused.one("E-SPEC-043", parent.ref, wrong, "name an adapter of lora, rslora, loraplus or shared-a")
+    if why := rankless(spec.method.name):
+        remedy = f"name an adapter of {', '.join(CUTTABLE[:-1])} or {CUTTABLE[-1]}"
+        raise SpecRefused.one("E-SPEC-043", parent.ref, why, remedy)
     update = exact_updates(home.ledger.files(parent.ref))
     pairs = {name: found for name in update.modules if (found := update.factors(name)) is not None}
     reduced = {name: reduce_factors(*factors, energy=energy) for name, factors in pairs.items()}
     rank, held = max(part.rank for part in reduced.values()), max(A.shape[0] for _, A in pairs.values())
     if rank >= held:
-        wrong = f"no smaller rank than {held} keeps {energy:.1%} of every module's update"
+        wrong = f"no smaller rank than {held} keeps {100 * energy:g}% of every module's update"
         raise SpecRefused.one("E-SPEC-044", parent.ref, wrong, "ask for less with --energy, or keep it as it is")
     name = Path(spec.base.model).name if spec.base.is_folder else spec.base.model
     lost = write_merged_adapter(

@@ -34,16 +34,18 @@ def diagnose(
 def inspect(
     adapter: Ref,
     energy: Annotated[float, typer.Option(min=0.5, max=1, help="Share of the update that a rank must keep.")] = 0.99,
-    against: Annotated[str | None, typer.Option(help="Another adapter of the same base: phi by module.")] = None,
-    out: Annotated[str | None, typer.Option(help="Where to write the figure of the norms (SVG).")] = None,
+    against: Annotated[str | None, typer.Option(help="Another adapter of the same base: phi(i, j).")] = None,
+    out: Annotated[str | None, typer.Option(help="Where to write the figure (SVG).")] = None,
 ) -> None:
-    """What an adapter changes: norm, effective rank and amplification by module, and whether a smaller rank would do.
+    """What an adapter changes: norm, spectrum and amplification by module, and whether a smaller rank would do.
 
     Example: `factory inspect triage@champion`
     """
     ready()
-    from flows.inspect import inside_of, look_table
+    from flows.inspect import inside_of, look_table, phi_table
     from flows.wiring import opened
 
     look = inside_of(opened(), adapter, energy, against, Path(out) if out else None)
-    tell(look, look_table(look, energy), *look.advice, f"figure: {look.figure}")
+    tables = [look_table(look, energy)] if look.modules else []
+    tables += [phi_table(look)] if look.phi else []
+    tell(look, *tables, *look.advice, *([f"figure: {look.figure}"] if look.figure else []))

@@ -177,6 +177,15 @@ def test_a_value_cannot_steer_the_terminal() -> None:
     assert "[bold]x[/bold]" in screen.getvalue()
 
 
+def test_many_columns_stand_close_with_their_names_in_lines() -> None:
+    names, values = tuple(f"long name {n}" for n in range(14)), tuple(range(1000, 1014))
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(as_rich(Table("t", names, (values,))))
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 14 * (len("1,000") + 1) + 1
+    assert any(line.split() == [f"{value:,}" for value in values] for line in lines)
+
+
 def test_numbers_stand_flush_right_and_words_flush_left() -> None:
     table = Table("t", ("words", "numbers", "mixed", "flags"), (("a", 1, "x", True), ("b", None, 2, False)))
     assert [table.numeric(column) for column in range(4)] == [False, True, False, False]

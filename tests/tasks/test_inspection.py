@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.inspection import Inside, advice, inspected, similarity
+from tasks.inspection import CUTTABLE, Inside, advice, inspected, similarities, similarity
 from tasks.merging.parts import LowRank
 from tasks.merging.vectors import Update
+from tasks.methods.catalogue import METHODS
 
 DRAW = torch.Generator().manual_seed(0)
 WEIGHTS = {name: torch.randn(24, 16, generator=DRAW) for name in ("a", "b")}
@@ -43,7 +44,7 @@ def test_a_planted_rank_is_found_under_a_larger_one(true_rank: int) -> None:
     (found,) = inspected(update_of(a=(wide, tall)), WEIGHTS.__getitem__)
     assert found.rank_at(0.9999) == true_rank
     assert found.effective_rank <= true_rank + 0.05
-    assert advice([found], 0.9999)[0] == f"rank {true_rank} of 8 keeps 100% of every module's update"
+    assert advice([found], 0.9999)[0] == f"rank {true_rank} of 8 keeps 99.99% of every module's update"
 
 
 def test_equal_singular_values_have_their_number_as_effective_rank() -> None:
@@ -67,3 +68,37 @@ def test_a_module_that_carries_nothing_is_named() -> None:
     found = inspected(update_of(a=(B, A), b=(torch.zeros_like(B), A)), WEIGHTS.__getitem__)
     assert found[1] == Inside("b", (0.0,), 0.0, 0.0, 0.0)
     assert advice(found)[-1] == "1 of 2 modules carry nothing: b"
+
+
+def test_the_grid_of_phi_is_that_of_every_pair_and_its_mean_over_modules() -> None:
+    one = update_of(a=random_factors(3), b=random_factors(3))
+    other = update_of(a=random_factors(5), b=random_factors(4))
+    grid = similarities(one, other, ["a", "b"])
+    assert grid.shape == (3, 4)  # as many as every module has
+    for i in range(1, 4):
+        for j in range(1, 5):
+            wanted = sum(similarity(one, other, name, i, j) for name in "ab") / 2
+            assert float(grid[i - 1, j - 1]) == pytest.approx(wanted)
+    assert similarities(one, other, ["a"], most=2).shape == (2, 2)
+
+
+def test_the_share_of_energy_is_that_of_the_best_approximation_of_the_rank() -> None:
+    B, A = random_factors(4)
+    (found,) = inspected(update_of(a=(B, A)), WEIGHTS.__getitem__)
+    dense = 2.0 * (B.double() @ A.double())
+    U, values, Vt = torch.linalg.svd(dense)
+    for rank in range(1, 5):
+        rest = dense - U[:, :rank] @ torch.diag(values[:rank]) @ Vt[:rank]
+        lost = float(torch.linalg.matrix_norm(rest) ** 2 / torch.linalg.matrix_norm(dense) ** 2)
+        assert found.energy_at(rank) == pytest.approx(1 - lost)
+
+
+def test_no_smaller_rank_is_advised_where_none_can_be_cut() -> None:
+    (found,) = inspected(update_of(a=random_factors(1)), WEIGHTS.__getitem__)
+    wide = Inside("a", (*found.values, 0.0, 0.0), 1.0, found.norm, 1.0)
+    assert advice([wide])[0] == "rank 1 of 3 keeps 99% of every module's update"
+    for method in ("dora", "ia3", "full"):
+        assert advice([wide], method=method)[0].startswith(
+            f"{method} changes every weight: its update has no rank to cut"
+        )
+    assert all(METHODS[name].is_low_rank for name in CUTTABLE)

@@ -92,6 +92,24 @@ def test_a_merged_copy_answers_as_the_attached_adapter_and_the_base_is_untouched
         assert torch.equal(base.model(ids).logits, before)
 
 
+@pytest.mark.parametrize("which", ["tiny_base", "tiny_encoder"])
+@pytest.mark.parametrize("name", ["lora", "layernorm"])
+def test_a_merged_copy_of_a_classifier_has_the_adapters_head(
+    name: str, which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(which)
+    base = load_base(BaseSpec(model=str(folder), quantization="none"), kind="classification", labels=("a", "b", "c"))
+    ids = torch.arange(4, 20)[None]
+    random_adapter(base, name, tmp_path)
+    with torch.no_grad():
+        before = base.model(ids).logits
+        with attached(base, tmp_path) as model:
+            wanted = model(ids).logits
+        assert torch.allclose(merged_copy(base, tmp_path)(ids).logits, wanted, atol=2e-4)
+        assert not torch.allclose(wanted, before, atol=1e-2)
+        assert torch.equal(base.model(ids).logits, before)
+
+
 @pytest.mark.parametrize("name", ["lora", "ia3", "layernorm"])
 def test_a_merged_copy_of_a_4_bit_base_is_a_4_bit_model_near_the_adapter(
     name: str, tiny_base: Path, tmp_path: Path

@@ -24,6 +24,7 @@ from tasks.figures.bars import bars
 from tasks.figures.curves import smoothed, training_curve
 from tasks.figures.drift import score_over_windows, signals_over_windows
 from tasks.figures.forgetting import changes, forgetting_matrix
+from tasks.figures.inside import inside
 from tasks.figures.merging import parent_overlap, retention
 from tasks.figures.scores import ScoreRow, scores
 from tasks.figures.style import PALETTE, spread_labels
@@ -105,9 +106,15 @@ def some_bars(kind: str) -> bytes:
     return bars({f"{LONG} {n}": n * n for n in range(40)}, title="rows by class", kind=kind)
 
 
+def some_insides(kind: str) -> bytes:
+    spectra = {f"layers.{n}.{LONG}.{name}": [2.0, 1.0, 0.1 * n] for n in range(3) for name in "abcdefgh"}
+    spectra |= {"pooler": [0.0], "layers.0.alone": [1.0]}
+    return inside(spectra, phi=[[0.5, 1.0], [0.2, 0.4]], other=LONG, title="t", subtitle="s", kind=kind)
+
+
 FIGURES: list[Callable[[str], bytes]] = [
     full_curve, broken_curve, hopeless_curve, one_step, many_scores, crowded_windows, no_grades, some_signals,
-    some_retention, overlap, forgetting, some_bars,
+    some_retention, overlap, forgetting, some_bars, some_insides,
 ]  # fmt: skip
 each_figure = pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.__name__)
 
