@@ -106,7 +106,8 @@ def compare(
     rows = []
     with home.tracker.run(name=f"compare {spec.task}", experiment=spec.task, tags=TAGS) as run:
         for each, plan in zip(settings, plans, strict=True):
-            name = f"{each.method.name} r={each.method.rank} seed {each.seed}"
+            rank = rank_of(each.method)
+            name = f"{each.method.name}{'' if rank is None else f' r={rank}'} seed {each.seed}"
             voice.say(name)
             place: dict[str, Any] = {"name": name, "tags": TAGS, "datasets": [data], "parent": run.key}
             with trained(home, each, learn, choose, apart=not device_memory(each).on_gpu, **place) as candidate:
@@ -116,7 +117,7 @@ def compare(
             share = candidate.figures["trainable_parameters"] / plan.parameters
             cost = (int(candidate.figures["peak_above_start_bytes"]), candidate.figures["train_seconds"], size)
             score = Interval(after.score, after.low, after.high, after.n)
-            rows.append(Row(each.method.name, rank_of(each.method), each.seed, share, *cost, score, upkeep))
+            rows.append(Row(each.method.name, rank, each.seed, share, *cost, score, upkeep))
         rows = list(with_means(rows))
         table = as_table(spec, rows, before)
         publish_comparison(home, run, spec.task, table, {row.name: figures_of(row) for row in rows})

@@ -15,6 +15,7 @@ from registry.records import SHORT
 from registry.tables import BaseRow, CodeRow, DatasetRow, NameRow, PromotionRow, VersionRow, WithdrawalRow
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+SHOWN_NAMES = 6
 REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<alias>[a-z]+)|:(?P<number>[1-9][0-9]{{0,8}}))?")
 CONTENT: dict[str, type[BaseRow] | type[DatasetRow] | type[CodeRow]] = {
     "base": BaseRow,
@@ -81,9 +82,10 @@ def known_name(session: Session, name: str) -> NameRow:
 
 def unknown_name(session: Session, name: str) -> Unknown:
     known = session.scalars(select(NameRow.name).order_by(NameRow.name)).all()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    nearest = f"; the nearest name is {near[0]}" if near else "; the ledger is empty"
-    return Unknown.one("E-LEDGER-001", name, f"is not in the ledger{nearest}", "write a known name, or train it first")
+    near = difflib.get_close_matches(name, known, n=1)
+    others = f"; the nearest name is {near[0]}" if near else f"; it has {', '.join(known[:SHOWN_NAMES])}"
+    told = others + (", ..." if not near and len(known) > SHOWN_NAMES else "") if known else "; the ledger is empty"
+    return Unknown.one("E-LEDGER-001", name, f"is not in the ledger{told}", "write a known name, or train it first")
 
 
 def version_row(session: Session, name: str, number: int) -> VersionRow | None:

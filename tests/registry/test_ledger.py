@@ -228,6 +228,7 @@ def test_a_challenger_is_newer_than_the_champion_and_was_never_champion(workshop
     ("ref", "said"),
     [
         ("triag", "nearest name is triage"),
+        ("nothing-like-it", "; it has triage"),
         ("triage:9", "newest is v1"),
         ("triage@champion", "has no champion"),
         ("triage@best", "not an alias"),
