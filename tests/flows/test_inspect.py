@@ -47,8 +47,8 @@ def test_what_is_advised_of_dora_is_what_trimming_says(factory: Any, taught: Any
 def test_an_adapter_whose_modules_have_ranks_of_their_own_is_looked_into_trimmed_and_compared(
     factory: Any, desk: Any, taught: Any
 ) -> None:
-    ref = taught("adalora")
-    said = factory.run("--json", "inspect", ref, "--against", taught("dora"), "--energy", "0.8")
+    ref, other = taught("adalora"), taught("dora")
+    said = factory.run("--json", "inspect", ref, "--against", other, "--energy", "0.8")
     assert said.code == 0, said.err
     look = json.loads(said.out)["result"]
     ranks = [len(module["values"]) for module in look["modules"]]
@@ -60,7 +60,7 @@ def test_an_adapter_whose_modules_have_ranks_of_their_own_is_looked_into_trimmed
     assert look["advice"][0] == f"rank {needed} of {max(ranks)} keeps 80% of every module's update"
     assert len(look["phi"]) == min(ranks)
     assert all(0 <= phi <= 1 for row in look["phi"] for phi in row)
-    shown = factory.run("inspect", ref, "--against", taught("dora"))
+    shown = factory.run("inspect", ref, "--against", other)
     for words in ("phi(i, j)", "j = 32", "r=1", "r=4", "figure: "):
         assert words in shown.out
     trimmed = json.loads(factory.run("--json", "trim", ref, "--energy", "0.8").out)["result"]
