@@ -11,7 +11,7 @@ and only judge. The same first adapter lives five lives:
     naive      the same, on the new labels alone, and served whatever it lost
     ours       `watch` judges; where it asks for labels or for a retrain, the period's other labels are bought, and only
                its event causes a retrain, or a person whom it told that the same inputs have other labels now
-    oracle     a fresh adapter on all labels of all periods so far, in as many steps at least as a retrain's
+    oracle     a fresh adapter on all labels of all periods so far
 
 Every life is kept in --cache, so a run that was cut goes on; `--arms` without a name only tells what is there. Ends
 with one line of JSON over all stories and seeds: `gap_to_oracle_points` (oracle - ours on the periods' own held-out
@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -37,11 +36,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from story_periods import Period, Row, base_of, periods_of, still_true
 
-from tasks.specs.adapter import RetrainSpec
-
 HERE = Path(__file__).parent
-LEAST_STEPS = RetrainSpec().least_steps
-SPLIT = {"validation": 0.1, "test": 0.25}
 ARMS = ("never", "schedule", "naive", "ours", "oracle")
 
 
@@ -101,13 +96,12 @@ class Stage:
         shutil.copytree(first, home)
         os.environ["FACTORY_HOME"] = str(home)
 
-    def spec(self, name: str, data: Path, least_epochs: float = 0.0) -> Path:
+    def spec(self, name: str, data: Path) -> Path:
         """The story's adapter as a spec file over some rows."""
         adapter = json.loads(json.dumps(self.story["adapter"]))
         adapter |= {"task": name, "seed": self.seed}
-        adapter["training"]["epochs"] = max(adapter["training"]["epochs"], least_epochs)
         adapter["base"] = base_of(self.story)
-        adapter["data"] = {"split": SPLIT, **adapter["data"], "source": str(data)}
+        adapter["data"] = {"split": {"validation": 0.1, "test": 0.25}, **adapter["data"], "source": str(data)}
         adapter.setdefault("resources", {"threads": 1})
         path = self.folder / f"{name}.yaml"
         with path.open("w", encoding="utf-8") as file:
@@ -221,9 +215,8 @@ def knowingly(stage: Stage, place: int, life: Life) -> str:
 
     rows = stage.periods[place].as_now([row for one in stage.periods[: place + 1] for row in one.coming])
     life.labels += len(stage.periods[place].traffic)
-    name, batch = f"{stage.task}-{place}", stage.story["adapter"]["training"]["batch_size"]
-    learned = (1 - sum(SPLIT.values())) * len(rows)
-    train(str(stage.spec(name, stage.written(f"all {place}", rows), LEAST_STEPS / math.ceil(learned / batch))))
+    name = f"{stage.task}-{place}"
+    train(str(stage.spec(name, stage.written(f"all {place}", rows))))
     life.retrains += 1
     return name
 

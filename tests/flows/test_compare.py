@@ -68,7 +68,7 @@ def test_seeds_have_a_mean_with_its_interval_and_no_comparison_writes_over_anoth
     for column in ("pass attached", "forgotten", table["columns"][7], "seconds"):
         assert mean[column] == pytest.approx((first[column] + second[column]) / 2)
     assert mean["low"] <= min(first[table["columns"][7]], second[table["columns"][7]])
-    assert first["peak memory"] == pytest.approx(second["peak memory"], rel=0.1)  # whichever comes first
+    assert first["peak memory"] == pytest.approx(second["peak memory"], rel=0.5)  # whichever comes first
     assert "Student" in table["note"]
     _, runs = runs_of(factory)
     assert {json.loads(run.data.params["spec"])["method"]["alpha"] for run in runs} == {12.0}

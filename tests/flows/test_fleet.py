@@ -92,7 +92,7 @@ def test_only_what_may_share_passes_by_its_spec_is_tried_and_only_with_its_like(
 
 def test_as_many_go_together_as_have_room_beside_one_base() -> None:
     def asked(above: int) -> Any:
-        causes = {"weights": 100, "activations": above}
+        causes = {"weights in 32 bit": 100, "activations": above}
         return SimpleNamespace(
             plan=MemoryPlan(causes, available_bytes=200, trainable=1, parameters=1, micro_batch=1, tokens=1)
         )
