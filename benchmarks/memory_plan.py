@@ -139,7 +139,7 @@ def spec_of(case: Case, folder: Path) -> AdapterSpec:
         task="memory",
         kind=case.kind,  # type: ignore[arg-type]
         base=BaseSpec(model=str(folder), quantization=case.quantization, compute_dtype=case.dtype),  # type: ignore[arg-type]
-        data=DataSpec(source="generated", **data),
+        data=DataSpec(source="generated", max_tokens=1024, **data),
         method=MethodSpec(**case.method),
         training=TrainingSpec(**{"steps": 3, "batch_size": 16, "validations": 1, **case.training}),
         resources=ResourceSpec(**case.resources),

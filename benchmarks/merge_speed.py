@@ -14,9 +14,10 @@ is JSON:
     ties_cost_per_parent, ties_cost_per_entry   growth of our TIES's cost: 1 is linear
     full_ratio_mergekit, peak_memory_ratio      TIES of 3 parents into a whole bf16 model, processes from start to end
     bandwidth_share   bytes of that model read and written a second by the streaming merge itself, from open files to a
-                      finished folder (thresholds, merge, digest, flush), over those of a copy of the model's file
-                      beside it
-    memory_share      the same over a copy from memory to memory, which opens no file and makes no page
+                      finished folder (thresholds, merge, digest, flush), a module on each core, over those of a copy of
+                      the model's file beside it; elapsed, so that neighbours count
+    bandwidth_share_one_core   the same with one module at a time
+    memory_share      as bandwidth_share, over a copy from memory to memory, which opens no file and makes no page
 
 A result that differs ends the run with exit code 1.
 """

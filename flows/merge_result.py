@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.keep import bound
+from flows.learn import threads
 from flows.merge_candidates import Setting, updates_of
 from flows.merge_parents import Expert, Planned
 from flows.policy import cheap
@@ -135,17 +136,18 @@ def written(
         )
     else:
         changes = updates_of(spec, experts, plan, chosen).items()
-    export_model(
-        folder,
-        plan.base,
-        changes,
-        scale=chosen.scale,
-        dtype=dtype,
-        card=card,
-        heads=heads,
-        labels={e.task: e.spec.data.labels for e in experts if e.task in heads},
-        resume=resume,
-    )
+    with threads(spec.resources.threads):
+        export_model(
+            folder,
+            plan.base,
+            changes,
+            scale=chosen.scale,
+            dtype=dtype,
+            card=card,
+            heads=heads,
+            labels={e.task: e.spec.data.labels for e in experts if e.task in heads},
+            resume=resume,
+        )
 
 
 @cheap

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +23,7 @@ from tasks.export.card import Card, rendered
 from tasks.export.shards import JOURNAL, Layout, ShardWriter, laid_out
 from tasks.merging.base import BaseWeights
 from tasks.merging.kernels import rounded_sum
+from tasks.merging.merge import in_order
 from tasks.merging.stream import Merged, held
 from tasks.merging.vectors import row_blocks
 
@@ -69,8 +70,9 @@ def export_model(
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     resume: str | None = None,
+    workers: int | None = None,
 ) -> Exported:
-    """Write W + scale * dW; of a stream (`merged_stream`) a few row blocks are in memory at a time.
+    """Write W + scale * dW; of a stream (`merged_stream`) a few row blocks a worker are in memory at a time.
 
     Args:
         target: the folder to make; it may exist only if it is empty.
@@ -83,6 +85,8 @@ def export_model(
         labels: classification: each task's class names in the order of its head's rows.
         resume: a key of everything that decides the bytes. An interrupted write leaves its finished weights beside the
             target under this name, and the next one with the same key goes on from them.
+        workers: weights computed and files read at once, each by one thread; None takes as many as torch may use here.
+            The bytes are the same for any number.
 
     Raises:
         SpecRefused: the target is there already, or heads and labels disagree.
@@ -92,9 +96,10 @@ def export_model(
     config = _checked_request(target, base, heads, labels)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = _staging(target, resume)
+    workers = workers or torch.get_num_threads()
     try:
         layout = _layout(base, dtype, max_shard_bytes)
-        _write_weights(staging, base, layout, updates, scale, bool(config.get("tie_word_embeddings")))
+        _write_weights(staging, base, layout, updates, scale, bool(config.get("tie_word_embeddings")), workers)
         _write_config(staging, config, base, dtype)
         for name in COPIED:
             if (base.folder / name).is_file():
@@ -102,7 +107,7 @@ def export_model(
         _write_heads(staging, heads, labels, dtype)
         if card is not None:
             (staging / "README.md").write_text(rendered(card), encoding="utf-8")
-        files = _write_manifest(staging)
+        files = _write_manifest(staging, workers)
         staging.chmod(0o755)
         _flush(staging)
         staging.replace(target)
@@ -202,10 +207,12 @@ def _write_weights(
     updates: Iterable[tuple[str, Tensor] | Merged],
     scale: float,
     tied: bool,
+    workers: int,
 ) -> None:
     with ShardWriter(staging, layout) as writer:
         before = set(layout.places) - writer.left
-        for update in updates:
+
+        def put(update: tuple[str, Tensor] | Merged) -> None:
             change = update if isinstance(update, Merged) else held(*update)
             name = base.tensor_name(change.name)
             if name is None or (tied and name.startswith("lm_head")):
@@ -218,10 +225,19 @@ def _write_weights(
                 rows, own = base.rows(name), layout.places[name].dtype
                 merged = (rounded_sum(rows(block), delta, scale, own) for block, delta in change.blocks())
                 writer.write_rows(name, change.shape, merged)
-        for name in [name for name in layout.places if name in writer.left]:
+
+        def copy(name: str) -> None:
             shape, rows = base.shapes[name], base.rows(name)
             blocks = map(rows, row_blocks(shape[0], prod(shape[1:]))) if shape else [base.tensor(name)]
             writer.write_rows(name, shape, blocks)
+
+        _each(put, updates, workers)
+        _each(copy, [name for name in layout.places if name in writer.left], workers)
+
+
+def _each(work: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
+    for _ in in_order(work, items, workers):
+        pass
 
 
 def _write_config(staging: Path, config: dict[str, Any], base: BaseWeights, dtype: torch.dtype | None) -> None:
@@ -250,8 +266,8 @@ def _write_heads(
     (staging / LABELS).write_text(json.dumps(listed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_manifest(folder: Path) -> dict[str, str]:
-    files = {name: _sha256(folder / name) for name in _files(folder)}
+def _write_manifest(folder: Path, workers: int) -> dict[str, str]:
+    files = dict(in_order(lambda name: _sha256(folder / name), _files(folder), workers))
     entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in files.items()}
     text = json.dumps({"format": 1, "files": entries}, indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Safetensors shards written tensor by tensor, in any order, with no more than one tensor in memory.
+"""Safetensors shards written tensor by tensor, in any order and by several threads, a row block at a time.
 
 Layout (safetensors format): a little-endian 64-bit header length, a JSON header with every tensor's dtype, shape and
 byte range, then the bytes. All of that is known from names and shapes, so the files are laid out first and filled
@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import IO, Self
 
@@ -98,7 +99,7 @@ class ShardWriter:
     """Fills a layout inside a folder. Leaving the block writes the index and flushes every file to the disk.
 
     Tensors that are on the disk for good are listed in a journal; a writer of the same layout that finds one goes on
-    from there, and `left` says what is still to be written.
+    from there, and `left` says what nobody has begun to write. Threads may share it, each with tensors of its own.
 
     Raises (on leaving):
         ArtifactRefused: a tensor of the layout was never written.
@@ -109,15 +110,15 @@ class ShardWriter:
         self.left = set(layout.places)
         self._files: dict[str, IO[bytes]] = {}
         self._unflushed: list[str] = []
-        self._open = ExitStack()
+        self._open, self._turn = ExitStack(), Lock()
 
     def __enter__(self) -> Self:
         done = self._journal()
         for file, header in self.layout.headers.items():
-            handle = self._open.enter_context((self.folder / file).open("r+b" if done else "wb"))
+            handle = self._open.enter_context((self.folder / file).open("r+b" if done else "wb", buffering=0))
             if not done:
                 handle.truncate(self.layout.sizes[file])
-                handle.write(header)
+                _put(handle.fileno(), memoryview(header), 0)
             self._files[file] = handle
         self.left -= done
         return self
@@ -152,26 +153,26 @@ class ShardWriter:
             ArtifactRefused: as `write`.
         """
         place = self.layout.places[name]
-        if shape != place.shape or name not in self.left:
-            wrong = f"shape {shape} for {place.shape}" if name in self.left else "two updates change it"
-            raise ArtifactRefused.one("E-MERGE-031", name, wrong, "merge adapters of this base")
-        handle = self._files[place.file]
-        handle.seek(place.offset)
+        with self._turn:
+            if shape != place.shape or name not in self.left:
+                wrong = f"shape {shape} for {place.shape}" if name in self.left else "two updates change it"
+                raise ArtifactRefused.one("E-MERGE-031", name, wrong, "merge adapters of this base")
+            self.left.discard(name)
+        file, at = self._files[place.file].fileno(), place.offset
         for block in blocks:
             value = block.to(place.dtype).contiguous()
             if value.is_floating_point() and not _all_finite(value):
                 wrong = f"holds NaN or infinite values as {str(place.dtype).removeprefix('torch.')}"
                 raise ArtifactRefused.one("E-MERGE-032", name, wrong, "lower the scale, or write float32")
-            handle.write(value.reshape(-1).view(torch.uint8).numpy().data)
-        self.left.discard(name)
-        self._unflushed.append(name)
-        if sum(self.layout.places[own].bytes for own in self._unflushed) >= FLUSH_BYTES:
-            self._flush()
+            at = _put(file, value.reshape(-1).view(torch.uint8).numpy().data, at)
+        with self._turn:
+            self._unflushed.append(name)
+            if sum(self.layout.places[own].bytes for own in self._unflushed) >= FLUSH_BYTES:
+                self._flush()
 
     def _flush(self) -> None:
         """What was written is on the disk, and then the journal says so."""
         for handle in self._files.values():
-            handle.flush()
             os.fsync(handle.fileno())
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write("".join(f"{name}\n" for name in self._unflushed))
@@ -189,13 +190,20 @@ class ShardWriter:
                 wrong = f"{len(self.left)} tensors were never written"
                 raise ArtifactRefused.one("E-MERGE-033", min(self.left), wrong, "report this as a bug")
             for handle in self._files.values():
-                handle.flush()
                 os.fsync(handle.fileno())
             (self.folder / JOURNAL).unlink(missing_ok=True)
         if len(self.layout.headers) > 1:
             weight_map = {name: place.file for name, place in sorted(self.layout.places.items())}
             index = {"metadata": {"total_size": self.layout.total_bytes}, "weight_map": weight_map}
             (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _put(file: int, memory: memoryview, at: int) -> int:
+    """Bytes into an open file at a place; the place behind them."""
+    while memory:
+        written = os.pwrite(file, memory, at)
+        memory, at = memory[written:], at + written
+    return at
 
 
 def _all_finite(value: Tensor) -> bool:

@@ -29,7 +29,7 @@ from tasks.merging.rules import rule_named, weight_problems
 from tasks.merging.stack import Stack, stream_of
 from tasks.merging.vectors import Update
 
-__all__ = ["MergePlan", "Parent", "check_parents", "merged_updates", "one_thread", "reduced_updates"]
+__all__ = ["MergePlan", "Parent", "check_parents", "in_order", "merged_updates", "one_thread", "reduced_updates"]
 
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
@@ -56,7 +56,7 @@ def merged_updates(
         SpecRefused: unknown rule, density outside (0, 1], or weights that cannot be merged.
     """
     row, stacks, ask = asked(plan, rule, weights, density, seed)
-    for stack, delta in _in_order(partial(merged, row, ask), stacks, workers):
+    for stack, delta in in_order(partial(merged, row, ask), stacks, workers):
         yield stack.name, as_stored(plan, stack.name, delta)
 
 
@@ -84,7 +84,7 @@ def reduced_updates(
     """
     _refuse_unbounded(rank, energy)
     row, stacks, ask = asked(plan, rule, weights, density, seed)
-    for stack, reduced in _in_order(partial(_reduced, row, ask, rank, energy), stacks, workers):
+    for stack, reduced in in_order(partial(_reduced, row, ask, rank, energy), stacks, workers):
         yield stack.name, reduced
 
 
@@ -209,10 +209,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_order(
+def in_order(
     compute: Callable[[Asked], Answered], items: Iterable[Asked], workers: int
 ) -> Iterator[tuple[Asked, Answered]]:
-    """Each item with its result, in order; at most `workers` results are waiting."""
+    """Each item with its result, in order, each computed by one thread; at most `workers` results are waiting."""
     if workers <= 1:
         for item in items:
             with one_thread():

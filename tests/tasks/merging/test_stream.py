@@ -128,19 +128,24 @@ def test_a_torn_file_is_refused(cut: int, llama: Path, tmp_path: Path) -> None:
         open_base(tmp_path)
 
 
-def test_the_export_of_a_stream_is_that_of_the_whole_merge(plan: MergePlan, llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_export_of_a_stream_is_that_of_the_whole_merge(
+    workers: int, plan: MergePlan, llama: Path, tmp_path: Path
+) -> None:
     base = open_base(llama)
-    before = tree(llama)
-    export_model(tmp_path / "whole", base, merged_updates(plan, "ties", density=0.5), scale=0.7)
-    export_model(tmp_path / "stream", base, merged_stream(plan, "ties", density=0.5), scale=0.7, resume="a key")
+    before, some = tree(llama), {"scale": 0.7, "max_shard_bytes": 30_000}
+    export_model(tmp_path / "whole", base, merged_updates(plan, "ties", density=0.5), workers=1, **some)
+    changes = merged_stream(plan, "ties", density=0.5)
+    export_model(tmp_path / "stream", base, changes, resume="a key", workers=workers, **some)
     assert tree(tmp_path / "whole") == tree(tmp_path / "stream")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stream", "whole"]
     assert tree(llama) == before
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("after", [1, 5, 13])
 def test_an_interrupted_write_goes_on_where_it_was(
-    after: int, plan: MergePlan, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int, workers: int, plan: MergePlan, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "FLUSH_BYTES", 1)
     base = open_base(llama)
@@ -159,9 +164,9 @@ def test_an_interrupted_write_goes_on_where_it_was(
             )
 
     with pytest.raises(KeyboardInterrupt):
-        export_model(tmp_path / "model", base, watched(after), resume="a key")
+        export_model(tmp_path / "model", base, watched(after), resume="a key", workers=workers)
     assert not (tmp_path / "model").exists()
-    export_model(tmp_path / "model", base, watched(None), resume="a key")
+    export_model(tmp_path / "model", base, watched(None), resume="a key", workers=workers)
     assert len(computed) == len(set(computed)) == 14, "each module was computed once"
     assert tree(tmp_path / "model") == tree(tmp_path / "whole")
     verify_export(tmp_path / "model")
