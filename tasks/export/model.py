@@ -85,8 +85,8 @@ def export_model(
         labels: classification: each task's class names in the order of its head's rows.
         resume: a key of everything that decides the bytes. An interrupted write leaves its finished weights beside the
             target under this name, and the next one with the same key goes on from them.
-        workers: weights computed and files read at once, each by one thread; None takes as many as torch may use here.
-            The bytes are the same for any number.
+        workers: weights computed and files read at once, each by one thread, as many as torch may use here by
+            default. The bytes are the same for any number.
 
     Raises:
         SpecRefused: the target is there already, or heads and labels disagree.
@@ -96,7 +96,6 @@ def export_model(
     config = _checked_request(target, base, heads, labels)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = _staging(target, resume)
-    workers = workers or torch.get_num_threads()
     try:
         layout = _layout(base, dtype, max_shard_bytes)
         _write_weights(staging, base, layout, updates, scale, bool(config.get("tie_word_embeddings")), workers)
@@ -207,7 +206,7 @@ def _write_weights(
     updates: Iterable[tuple[str, Tensor] | Merged],
     scale: float,
     tied: bool,
-    workers: int,
+    workers: int | None,
 ) -> None:
     with ShardWriter(staging, layout) as writer:
         before = set(layout.places) - writer.left
@@ -235,7 +234,7 @@ def _write_weights(
         _each(copy, [name for name in layout.places if name in writer.left], workers)
 
 
-def _each(work: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
+def _each(work: Callable[[Any], None], items: Iterable[Any], workers: int | None) -> None:
     for _ in in_order(work, items, workers):
         pass
 
@@ -266,7 +265,7 @@ def _write_heads(
     (staging / LABELS).write_text(json.dumps(listed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_manifest(folder: Path, workers: int) -> dict[str, str]:
+def _write_manifest(folder: Path, workers: int | None) -> dict[str, str]:
     files = dict(in_order(lambda name: _sha256(folder / name), _files(folder), workers))
     entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in files.items()}
     text = json.dumps({"format": 1, "files": entries}, indent=2)

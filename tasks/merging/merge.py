@@ -42,7 +42,7 @@ def merged_updates(
     weights: Mapping[str, float] | None = None,
     density: float = 1.0,
     seed: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """The merged change of each module in name order, unscaled, float32, as the base stores it: add `scale` times it.
 
@@ -50,7 +50,8 @@ def merged_updates(
 
     Args:
         weights: task to weight, in place of the parents' own. A parent of weight 0 takes no part.
-        workers: modules computed at once, each by one thread; the bytes are the same for any number.
+        workers: modules computed at once, each by one thread, as many as torch may use here by default; the bytes are
+            the same for any number.
 
     Raises:
         SpecRefused: unknown rule, density outside (0, 1], or weights that cannot be merged.
@@ -69,7 +70,7 @@ def reduced_updates(
     weights: Mapping[str, float] | None = None,
     density: float = 1.0,
     seed: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> Iterator[tuple[str, Reduced]]:
     """The merged change of each module as (out, rank) times (rank, in), with the share of its energy that was cut off.
 
@@ -210,9 +211,11 @@ def one_thread() -> Iterator[None]:
 
 
 def in_order(
-    compute: Callable[[Asked], Answered], items: Iterable[Asked], workers: int
+    compute: Callable[[Asked], Answered], items: Iterable[Asked], workers: int | None = None
 ) -> Iterator[tuple[Asked, Answered]]:
-    """Each item with its result, in order, each computed by one thread; at most `workers` results are waiting."""
+    """Each item with its result, in order, each computed by one thread; at most `workers` results are waiting, by
+    default as many as torch may use threads here."""
+    workers = workers or torch.get_num_threads()
     if workers <= 1:
         for item in items:
             with one_thread():
