@@ -22,8 +22,8 @@ from tasks.errors import ArtifactRefused
 class MergePlace:
     """Scores by setting, task and side; changes that were measured on rows; and the model that is being written.
 
-    Everything in it belongs to one key: recipe, parents, base, judging data, code and seed. None of it is ever told
-    apart by anything else, so what is found there is what would be measured again.
+    Everything in it belongs to one key: recipe, parents, base, judging data, code and seed. Under that key each has a
+    name that holds its setting, for a search that has time to try more may choose another one than before.
     """
 
     folder: Path
@@ -59,9 +59,9 @@ class MergePlace:
         replace_file(path, save(measured))
         return measured
 
-    def written(self, home: Home, write: Callable[[Path, str], None]) -> str:
-        """The digest under which the store keeps the model that `write` fills; `write` is given the key of an
-        interrupted write, which goes on from its finished weights."""
+    def written(self, home: Home, name: str, write: Callable[[Path, str], None]) -> str:
+        """The digest under which the store keeps the model of this name that `write` fills; `write` is given the key of
+        an interrupted write, which goes on from its finished weights."""
         from tasks.export.model import verify_export
 
         def unless_there(folder: Path) -> None:
@@ -71,4 +71,6 @@ class MergePlace:
                 shutil.rmtree(folder, ignore_errors=True)
                 write(folder, "merge")
 
-        return kept(home, unless_there, self.folder)
+        own = self.folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+        make_folders(own)
+        return kept(home, unless_there, own)

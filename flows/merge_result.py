@@ -44,7 +44,11 @@ def remembered(
     if known := home.ledger.by_key(workplace.key):
         return known
     card = card_of(spec, experts, base, scores, alone, chosen)
-    artifact = plan.place.written(home, lambda folder, key: written(spec, experts, plan, chosen, card, folder, key))
+
+    def write(folder: Path, key: str) -> None:
+        written(spec, experts, plan, chosen, card, folder, key)
+
+    artifact = plan.place.written(home, str(chosen), write)
     version = home.ledger.register(
         VersionDraft(
             name=spec.name,
@@ -177,14 +181,29 @@ def served(home: Home, version: VersionRecord, decision: Decision) -> bool:
     return True
 
 
+def refuse_unless_room_for(target: Path) -> None:
+    """Make the folders that a target lies in.
+
+    Raises:
+        SpecRefused: they cannot be made.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.exists()  # a name may be too long
+    except OSError as error:
+        wrong = f"cannot be made: {error.strerror}"
+        raise SpecRefused.one("E-EXPORT-001", target, wrong, "name another place") from None
+
+
 def refuse_foreign(target: Path) -> None:
     """An export takes the place of nothing, of an empty folder, or of an earlier export as it was written.
 
     Raises:
-        SpecRefused: something else lies there.
+        SpecRefused: something else lies there, or nothing can.
     """
     from tasks.export.model import verify_export
 
+    refuse_unless_room_for(target)
     try:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             verify_export(target)
@@ -198,10 +217,9 @@ def exported(home: Home, version: VersionRecord, out: str) -> Path:
     target = Path(out)
     staging = target.with_name(f".{target.name}.new")
     shutil.rmtree(staging, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(home.ledger.files(version.ref), staging, copy_function=shutil.copyfile)
         refuse_foreign(target)
+        shutil.copytree(home.ledger.files(version.ref), staging, copy_function=shutil.copyfile)
         shutil.rmtree(target, ignore_errors=True)
         staging.rename(target)
         sealed(home, target)

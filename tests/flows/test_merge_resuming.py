@@ -32,7 +32,7 @@ def test_a_killed_merge_measures_nothing_twice_and_ends_with_the_same_bytes(
     # two settings on validation rows, both and the 4-bit model on test rows, for two tasks
     assert len(known) >= (2 + 2 + 1) * 2
     assert [path.name for path in (place / "run-0").glob("regmean-*")]
-    assert (place / "run-0" / "model" / "manifest.json").is_file()
+    assert list((place / "run-0").glob("*/model/manifest.json"))
     measured: list[Any] = []
     written: list[Any] = []
     as_it_is, shards = merge_candidates.Scorer.as_it_is, model.ShardWriter
@@ -60,3 +60,28 @@ def test_a_killed_merge_measures_nothing_twice_and_ends_with_the_same_bytes(
     assert again.code == 0, again.err
     assert measured
     assert factory.sql("SELECT artifact, number FROM versions WHERE name = 'cut-short'") == [(artifact, number)]
+
+
+def test_a_model_of_another_setting_is_written_anew(tmp_path: Path) -> None:
+    """A search that has time for more trials when it is run again may choose another setting."""
+    import hashlib
+    import json
+    from types import SimpleNamespace
+
+    from flows.merge_place import MergePlace
+
+    def write(text: str) -> Any:
+        def fill(folder: Path, key: str) -> None:
+            begun.append(text)
+            folder.mkdir()
+            (folder / "weights").write_text(text)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            (folder / "manifest.json").write_text(json.dumps({"files": {"weights": {"sha256": digest}}}))
+
+        return fill
+
+    begun: list[str] = []
+    home: Any = SimpleNamespace(store=SimpleNamespace(put=lambda folder: (folder / "weights").read_text()))
+    place = MergePlace.of(tmp_path)
+    assert [place.written(home, name, write(name)) for name in ("one", "two", "one")] == ["one", "two", "one"]
+    assert begun == ["one", "two"]
