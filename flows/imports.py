@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.keep import base_files, bound, turn_to_make
+from flows.keep import base_files, bound, refuse_other_kind, turn_to_make
 from flows.learn import earlier_slices, key_of, scored, settled, slice_of, subject_of
 from flows.policy import on_gpu
 from flows.progress import voice
@@ -55,6 +55,7 @@ def import_adapter(folder: str, spec_path: str) -> ImportOutcome:
         spec_path: The adapter spec of its task: base, data to judge on, gates. Its method is read from the folder.
     """
     home, asked = opened(), load_adapter_spec(spec_path)
+    refuse_other_kind(home, asked.task, "adapter")
     check_folder(Path(folder))
     base = identified(home, asked.base)
     staging = Path(tempfile.mkdtemp(dir=home.scratch()))

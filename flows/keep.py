@@ -21,6 +21,7 @@ from registry.errors import Conflict, RegistryError
 from registry.failpoint import failpoint
 from registry.fingerprint import digest_of_file, fingerprint
 from registry.records import LeaseRecord
+from tasks.errors import SpecRefused
 
 if TYPE_CHECKING:
     from tasks.specs import AdapterSpec
@@ -105,6 +106,18 @@ def kept(home: Home, write: Callable[[Path], None], place: Path | None = None) -
     finally:
         if place is None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def refuse_other_kind(home: Home, name: str, kind: str) -> None:
+    """A name is that of an adapter or that of a merged model: either would be served in the place of the other.
+
+    Raises:
+        SpecRefused: versions of this name are of the other kind.
+    """
+    for version in home.ledger.versions(name) if name in home.ledger.names() else ():
+        if version.kind != kind:
+            article = {"adapter": "an adapter", "merged": "a merged model"}[version.kind]
+            raise SpecRefused.one("E-SPEC-048", name, f"is the name of {article}, {version.ref}", "choose another name")
 
 
 def made(home: Home, key: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prefect import flow
 
+from flows.keep import refuse_other_kind
 from flows.learn import answers_are_wanted_soon
 from flows.merge_candidates import (
     best_of_each_rule,
@@ -80,6 +81,7 @@ def merge(recipe: str, out: str | None = None) -> MergeOutcome:
     """
     home, spec = opened(), load_merge_spec(recipe)
     check_rules(spec)
+    refuse_other_kind(home, spec.name, "merged")
     if out:
         refuse_foreign(Path(out))
     experts = [expert(home, ref) for ref in spec.parents]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prefect import flow
 
+from flows.keep import refuse_other_kind
 from flows.learn import (
     Candidate,
     datasets_of,
@@ -51,6 +52,7 @@ def prepared(home: Home, spec: AdapterSpec) -> Prepared:
     Raises:
         FactoryError: whatever refuses it.
     """
+    refuse_other_kind(home, spec.task, "adapter")
     base = identified(home, spec.base)
     data = validated(home, spec)
     spec = settled(spec, data)

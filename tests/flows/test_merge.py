@@ -345,3 +345,15 @@ def test_a_recipe_that_cannot_be_followed_is_refused(
     assert said.code == 2
     assert expected in said.lines[-1]
     assert factory.remembered() == before
+
+
+def test_a_name_is_that_of_an_adapter_or_of_a_merged_model(factory: Any, trio: Any, desk: Any) -> None:
+    before = factory.remembered()
+    for words, wrong in (
+        (("merge", factory.recipe("intent", TRIO)), "intent: is the name of an adapter, intent:1"),
+        (("train", factory.spec(desk["tone"], "namesake", task="trio")), "trio: is the name of a merged model, trio:1"),
+    ):
+        said = factory.run(*words)
+        assert said.code == 2
+        assert f"E-SPEC-048 {wrong}" in said.lines[-1]
+    assert factory.remembered() == before
