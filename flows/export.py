@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 from prefect import flow
 
 from flows.learn import datasets_of
-from flows.merge_parents import merged_into
+from flows.merge_parents import merged_into, unchanged
+from flows.merge_result import refuse_unless_room_for
 from flows.policy import on_gpu
 from flows.progress import voice
 from flows.sealing import sealed
@@ -55,9 +56,12 @@ def export(
         )
     home, target = opened(), Path(out)
     version = home.ledger.version(ref)
+    if (rank, energy) != (None, None) and (form, version.kind) != ("adapter", "merged"):
+        wrong, remedy = "cut the adapter of a merged model, and nothing else", "leave them out, or see `factory trim`"
+        raise SpecRefused.one("E-EXPORT-010", "--rank, --energy", wrong, remedy)
+    refuse_unless_room_for(target)
     if target.exists():
         raise SpecRefused.one("E-EXPORT-001", target, "is there already", "name a new folder or file")
-    target.parent.mkdir(parents=True, exist_ok=True)
     note = written(home, version, form, target, rank, energy)
     sealed(home, target)
     voice.say(f"  {version.ref} as {form} in {target}{': ' + note if note else ''}")
@@ -96,7 +100,7 @@ def model_folder(home: Home, version: VersionRecord, target: Path) -> Iterator[t
 
     Raises:
         SpecRefused: the version classifies; one body and many heads fit neither form.
-        ArtifactRefused: the export does not answer as its adapter does.
+        ArtifactRefused: the base has changed since, or the export does not answer as its adapter does.
     """
     if version.kind == "merged":
         refuse_classifiers(home, version, str(home.ledger.version(version.parents[0][1]).spec["kind"]))
@@ -104,6 +108,7 @@ def model_folder(home: Home, version: VersionRecord, target: Path) -> Iterator[t
         return
     spec = AdapterSpec.model_validate(version.spec)
     refuse_classifiers(home, version, spec.kind)
+    unchanged(home, spec.base, version.base)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield staging / "model", merged_into_base(home, version, spec, staging / "model")
@@ -145,6 +150,7 @@ def low_rank(home: Home, version: VersionRecord, target: Path, rank: int | None,
 
     Raises:
         SpecRefused: its parents classify, or one of them holds whole new weights, norms or biases.
+        ArtifactRefused: the base has changed since.
     """
     from tasks.export.adapter import write_merged_adapter
     from tasks.merging.base import open_base
@@ -155,6 +161,7 @@ def low_rank(home: Home, version: VersionRecord, target: Path, rank: int | None,
     parents = [home.ledger.version(ref) for role, ref in version.parents if role == "parent"]
     spec = AdapterSpec.model_validate(parents[0].spec)
     refuse_classifiers(home, version, spec.kind)
+    unchanged(home, spec.base, version.base)
     base = merged_into(spec, str(version.spec["merge_base"]))
     plan = check_parents([Parent(p.ref, p.name, home.ledger.files(p.ref), p.base) for p in parents], base)
     if whole := [p.ref for p, update in zip(parents, plan.updates, strict=True) if update.replaces]:

@@ -18,6 +18,7 @@ from tasks.data.examples import Example, key_of
 from tasks.errors import DataRefused, Problem, SpecRefused, raise_if_any
 from tasks.evaluation.scoring import Scores
 from tasks.merging.catalogue import RULES
+from tasks.merging.rules import weight_problems
 from tasks.promotion import Decision, Gate, judge, keeps_share, keeps_slice
 from tasks.specs import GateSpec, MergeSpec
 
@@ -181,7 +182,8 @@ def attributed(
 ) -> dict[str, dict[str, float]]:
     """Leave-one-out: parent to what each task would keep, on validation rows, had that parent taken no part.
 
-    Empty for a single parent, and for rules that merge a fixed number.
+    Empty for a single parent, and for rules that merge a fixed number; a parent is not in it without whom the others'
+    weights cannot be merged.
     """
     row = RULES.get(chosen.rule)
     if not spec.attribution or len(experts) < 2 or (row is not None and row.parents is not None):
@@ -191,6 +193,10 @@ def attributed(
         for left_out in experts:
             others = [e for e in experts if e.task != left_out.task]
             weights = tuple((task, weight) for task, weight in chosen.weights if task != left_out.task)
+            taken = [dict(weights).get(e.task, 1.0) for e in others]
+            if row is not None and (problems := weight_problems(row, taken, left_out.task)):
+                voice.say(f"  without {left_out.task} there is nothing to merge: {problems[0].wrong}")
+                continue
             setting = replace(chosen, weights=weights)
             with Scorer.opened(spec, others, without(plan, left_out.task), heads=plan.parents.heads) as scorer:
                 records = {e.task: scorer.record(setting, e, "validation") for e in experts}

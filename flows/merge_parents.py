@@ -15,7 +15,7 @@ from registry.fingerprint import version_key
 from registry.records import BaseRecord, EvaluationRecord, VersionRecord, base_ref
 from tasks.errors import ArtifactRefused, Problem, SpecRefused, raise_if_any
 from tasks.evaluation.scoring import Scores
-from tasks.specs import SIDES, AdapterSpec, MergeSpec, Side
+from tasks.specs import SIDES, AdapterSpec, BaseSpec, MergeSpec, Side
 
 if TYPE_CHECKING:
     from tasks.merging.base import BaseWeights
@@ -76,10 +76,19 @@ def same_base(home: Home, experts: Sequence[Expert]) -> BaseRecord:
             if e.version.base != first.version.base or e.spec.base.quantization != first.spec.base.quantization
         ],
     )
-    base = identified(home, first.spec.base)
-    if base.digest != first.version.base:
-        wrong = f"has changed: {base.digest[:12]}, the adapters were trained on {first.version.base[:12]}"
-        raise ArtifactRefused.one("E-MERGE-042", first.spec.base.model, wrong, "restore the base")
+    return unchanged(home, first.spec.base, first.version.base)
+
+
+def unchanged(home: Home, spec: BaseSpec, digest: str) -> BaseRecord:
+    """The base as it lies on this machine, if it is still the one of this digest.
+
+    Raises:
+        ArtifactRefused: it is not.
+    """
+    base = identified(home, spec)
+    if base.digest != digest:
+        wrong = f"has changed: {base.digest[:12]}, the adapters were trained on {digest[:12]}"
+        raise ArtifactRefused.one("E-MERGE-042", spec.model, wrong, "restore the base")
     return base
 
 

@@ -125,6 +125,20 @@ def test_a_stored_form_is_copied_as_it_is(factory: Any, pair: Any, tmp_path: Pat
         assert copied == {p.name: p.read_bytes() for p in artifact_of(factory, name).iterdir() if p.is_file()}
 
 
+def test_a_base_that_has_changed_since_is_not_merged_into(factory: Any, pair: Any, tmp_path: Path) -> None:
+    added = factory.base / "vocab.extra"
+    added.write_text("a word")
+    try:
+        for words in (("intent:1",), ("pair:1", "--format", "adapter", "--energy", "1")):
+            said = factory.run("export", *words, "--out", tmp_path / "out")
+            assert said.code == 4
+            assert "E-MERGE-042" in said.lines[-1]
+            assert "has changed" in said.lines[-1]
+    finally:
+        added.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_with_a_key_what_is_unsigned_stays_here_and_what_leaves_is_signed(
     factory: Any, intent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +171,10 @@ def test_with_a_key_what_is_unsigned_stays_here_and_what_leaves_is_signed(
         (("nobody:1", "--out", "x"), 2, "nobody"),
         (("mood:1", "--format", "gguf", "--out", "x"), 2, "E-EXPORT-009 mood:1: is a classifier"),
         (("pair:1", "--format", "adapter", "--out", "x"), 2, "E-MERGE-010"),
+        (("intent:1", "--format", "adapter", "--rank", "2", "--out", "x"), 2, "E-EXPORT-010 --rank, --energy"),
+        (("pair:1", "--format", "gguf", "--energy", "0.9", "--out", "x"), 2, "E-EXPORT-010 --rank, --energy"),
+        (("intent:1", "--out", "/dev/null/x"), 2, "E-EXPORT-001 /dev/null/x: cannot be made"),
+        (("intent:1", "--out", "x" * 300), 2, "cannot be made: File name too long"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows.merge_gates import general_rows, refuse_tuning_on_acceptance
+from flows.merge_candidates import Setting
+from flows.merge_gates import attributed, general_rows, refuse_tuning_on_acceptance
 from flows.merge_stale import Stale, merged_again, stale_merges
+from flows.progress import voice
 from tasks.data.examples import Example
 from tasks.errors import DataRefused, SpecRefused
 from tasks.merging.rules import check_rules
@@ -79,6 +81,14 @@ def test_leave_one_out_is_stored_and_names_the_parent_of_a_task(factory: Any, se
         assert searched.version.metrics[f"without_{task}_{task}_kept"] == pytest.approx(
             searched.attribution[task][task]
         )
+
+
+def test_a_parent_without_whom_nothing_is_left_to_merge_is_said_and_left_out() -> None:
+    one, two = SimpleNamespace(task="one"), SimpleNamespace(task="two")
+    spec = SimpleNamespace(attribution=True, resources=SimpleNamespace(threads=1))
+    chosen = Setting("average", (("one", 0.0), ("two", 0.0)), density=1.0, scale=1.0)
+    with voice.hushed():
+        assert attributed.fn(spec, [one, two], None, chosen, {}) == {}
 
 
 def test_general_text_has_a_gate_of_its_own(searched: Any) -> None:
