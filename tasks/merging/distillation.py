@@ -53,7 +53,7 @@ def distilled(
     seed: int = 0,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> dict[str, Tensor]:
-    """The starting update plus the trained correction, per module, float32 as the base stores it.
+    """The starting update plus the trained correction, per module, float32 on the CPU as the base stores it.
 
     Args:
         base: the dense base.
@@ -84,7 +84,7 @@ def distilled(
             on_step(step + 1, steps, float(loss.detach()))
     found = {name: delta.clone() for name, delta in start.items()}
     for name, (B, A) in corrections.items():
-        change = (B @ A).detach()
+        change = (B @ A).detach().cpu()
         found[name] = found.get(name, 0) + (change.T if plan.transposed else change)
     return found
 
@@ -131,18 +131,21 @@ def _logits(base: Base, model: Any, plan: MergePlan, lesson: Lesson) -> Tensor:
     x = read[0]
     if x.dim() == 3:  # decoders score every position; the last real token decides
         x = x[torch.arange(len(x)), lesson.inputs["attention_mask"].sum(1) - 1]
-    own = plan.heads[lesson.task]
-    bias = own.get(f"{name}.bias")
-    return F.linear(x.float(), own[f"{name}.weight"].float(), bias.float() if bias is not None else None)
+    own = {part: value.to(x.device, torch.float32) for part, value in plan.heads[lesson.task].items()}
+    return F.linear(x.float(), own[f"{name}.weight"], own.get(f"{name}.bias"))
 
 
 def _fresh_corrections(base: Base, plan: MergePlan, rank: int, generator: torch.Generator) -> dict[str, Factors]:
-    """B = 0 and a random A for each linear layer, so that the first step stands at the start."""
+    """B = 0 and a random A for each linear layer, so that the first step stands at the start. A is drawn by the CPU, so
+    that a seed means the same on every device."""
     found = {}
     for name in linear_modules(base.model, plan.modules):
         out, into = plan.modules[name]
         A = torch.randn(min(rank, out, into), into, generator=generator) / into**0.5
-        found[name] = (torch.zeros(out, len(A), requires_grad=True), A.requires_grad_())
+        found[name] = (
+            torch.zeros(out, len(A), device=base.device).requires_grad_(),
+            A.to(base.device).requires_grad_(),
+        )
     return found
 
 

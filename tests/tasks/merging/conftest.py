@@ -3,12 +3,15 @@ theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 torch.set_num_threads(1)
 
@@ -21,6 +24,29 @@ def new_model(config: Any, kind: str, seed: int = 0) -> Any:
     if kind == "classification":
         model_of = transformers.AutoModelForSequenceClassification
     return model_of.from_config(config).eval()
+
+
+class SecondDevice(TorchDispatchMode):
+    """`meta` as a GPU that is not there: it computes shapes alone, is read as zeros, and as a GPU it refuses to compute
+    with tensors that lie in the machine's own memory, scalars and indexes apart."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten, tensors = torch.ops.aten, [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        to = (kwargs or {}).get("device")
+        read = func is aten._local_scalar_dense.default or (func is aten._to_copy.default and to == torch.device("cpu"))
+        if read and tensors[0].is_meta:
+            zeros = torch.zeros(tensors[0].shape, dtype=(kwargs or {}).get("dtype") or tensors[0].dtype)
+            return zeros.item() if func is aten._local_scalar_dense.default else zeros
+        mixed = len({tensor.device for tensor in tensors if tensor.dim()}) > 1
+        assert not mixed or func in (aten.copy_.default, aten.index.Tensor), f"{func} of tensors on two devices"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[Any], Any]]:
+    """Take a base to a second device, as `load_base` does where there is a GPU, and hold that device's rules."""
+    with SecondDevice():
+        yield lambda base: replace(base, model=base.model.to("meta"), device=torch.device("meta"))
 
 
 @pytest.fixture(scope="session")

@@ -116,3 +116,12 @@ def test_one_parent_that_starts_as_itself_stays(writer: tuple[Base, MergePlan, d
     alone = check_parents(plan.parents[:1])
     own = {name: alone.updates[0].delta(name) for name in alone.modules}
     assert max(losses(base, alone, asked, own, steps=6)) < 1e-3
+
+
+def test_a_body_on_another_device_is_corrected_there_and_the_result_lies_here(
+    sorter: tuple[Base, MergePlan, dict[str, list[Encoded]]], elsewhere: Callable[[Base], Base]
+) -> None:
+    base, plan, asked = sorter
+    start = dict(merged_updates(plan, "average"))
+    done = distilled(elsewhere(base), plan, asked, start, steps=2)
+    assert {delta.device.type for delta in done.values()} == {"cpu"}

@@ -136,3 +136,11 @@ def test_a_pooler_that_reads_one_position_is_merged_after_the_layers(tmp_path: P
     wanted = _logits(base, {name: plan.updates[0].delta(name) for name in plan.modules}, inputs)
     moved = (wanted - _logits(base, {}, inputs)).abs().max()
     assert (_logits(base, merged, inputs) - wanted).abs().max() < 2e-2 * moved
+
+
+def test_a_body_on_another_device_reads_its_rows_there_and_the_result_lies_here(
+    dense: Base, adapter: Make, elsewhere: Callable[[Base], Base]
+) -> None:
+    plan = check_parents(parents(adapter, "a", "b"))
+    merged = regression_mean(elsewhere(dense), plan, {"a": rows(1, 3, 25), "b": rows(2, 20, 48)})
+    assert {delta.device.type for delta in merged.values()} == {"cpu"}
