@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import ArtifactRefused, SpecRefused
+from tasks.errors import ArtifactRefused, Problem, SpecRefused, raise_if_any
 from tasks.merging.base import BaseWeights, open_base
 
 WHOLE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -28,13 +28,14 @@ IN_A_LAYER = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+REMEDY = "export transformers instead"
 
 
 def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
     """Write the model in `folder` to `target`, floats in float32 (norms) and float16 or float32 as stored otherwise.
 
     Raises:
-        SpecRefused: the target is there already, or the architecture has no converter here.
+        SpecRefused: the target is there already, or llama.cpp would not answer as the model does.
         ArtifactRefused: a weight has no name in GGUF, or the file does not read back to the same values.
     """
     import gguf
@@ -45,6 +46,7 @@ def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
     if config.get("model_type") != "llama":
         wrong = f"is a {config.get('model_type')}"
         raise SpecRefused.one("E-EXPORT-002", folder, wrong, "GGUF is written for llama; export transformers instead")
+    raise_if_any(SpecRefused, [Problem("E-EXPORT-002", str(folder), wrong, REMEDY) for wrong in _unwritable(config)])
     base = open_base(folder)
     names = {stored: own for stored in base.shapes if (own := gguf_name(stored)) is not None}
     unknown = sorted(base.shapes.keys() - names.keys())
@@ -118,8 +120,16 @@ def _values(base: BaseWeights, stored: str, config: Mapping[str, Any]) -> np.nda
     return value if count is None else interleaved(value, count)
 
 
+def _unwritable(config: Mapping[str, Any]) -> list[str]:
+    """What the model does and a file written here would not say."""
+    ropes = [config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    kinds = [rope.get("rope_type") or rope.get("type") or "default" for rope in ropes]
+    return [f"its rotary positions are scaled ({kind})" for kind in dict.fromkeys(kinds) if kind != "default"]
+
+
 def _describe(writer: Any, config: Mapping[str, Any], name: str) -> None:
     heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or {}
     writer.add_name(name)
     writer.add_context_length(config["max_position_embeddings"])
@@ -128,7 +138,8 @@ def _describe(writer: Any, config: Mapping[str, Any], name: str) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(size)  # llama.cpp would take hidden size / heads
     writer.add_rope_freq_base(config.get("rope_theta") or rope.get("rope_theta") or 10000.0)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
@@ -164,5 +175,7 @@ def _tokens(writer: Any, gguf: Any, folder: Path, config: Mapping[str, Any]) -> 
     else:
         writer.add_token_scores([*scores, *[0.0] * (size - len(scores))])
     for key, add in (("bos_token_id", writer.add_bos_token_id), ("eos_token_id", writer.add_eos_token_id)):
-        if isinstance(config.get(key), int):
-            add(config[key])
+        found = config.get(key)
+        first = found[0] if isinstance(found, list) and found else found
+        if isinstance(first, int):
+            add(first)
