@@ -29,6 +29,19 @@ IN_A_LAYER = {
     "post_attention_layernorm": "ffn_norm",
 }
 REMEDY = "export transformers instead"
+WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False}
+# llama.cpp's name: the steps before byte pairs are merged, and whether a word that is a token is taken unmerged
+PRE_TOKENIZERS = {
+    "gpt-2": ([WORDS], False),
+    "smollm": ([DIGITS, WORDS], False),
+    "llama-bpe": ([SPLIT, {**WORDS, "use_regex": False}], True),
+}
 
 
 def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
@@ -46,7 +59,9 @@ def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
     if config.get("model_type") != "llama":
         wrong = f"is a {config.get('model_type')}"
         raise SpecRefused.one("E-EXPORT-002", folder, wrong, "GGUF is written for llama; export transformers instead")
-    raise_if_any(SpecRefused, [Problem("E-EXPORT-002", str(folder), wrong, REMEDY) for wrong in _unwritable(config)])
+    tree = _tokenizer(folder)
+    unwritable = _unwritable(config, tree)
+    raise_if_any(SpecRefused, [Problem("E-EXPORT-002", str(folder), wrong, REMEDY) for wrong in unwritable])
     base = open_base(folder)
     names = {stored: own for stored in base.shapes if (own := gguf_name(stored)) is not None}
     unknown = sorted(base.shapes.keys() - names.keys())
@@ -54,7 +69,8 @@ def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
         raise ArtifactRefused.one("E-EXPORT-005", folder, f"{unknown[0]} has no name in GGUF", "export transformers")
     writer = gguf.GGUFWriter(target.with_name(f".{target.name}.new"), "llama")
     _describe(writer, config, name or folder.name)
-    _tokens(writer, gguf, folder, config)
+    if tree is not None:
+        _tokens(writer, gguf.TokenType, tree, config)
     for stored, own in names.items():
         writer.add_tensor(own, _values(base, stored, config))
     writer.write_header_to_file()
@@ -120,11 +136,37 @@ def _values(base: BaseWeights, stored: str, config: Mapping[str, Any]) -> np.nda
     return value if count is None else interleaved(value, count)
 
 
-def _unwritable(config: Mapping[str, Any]) -> list[str]:
+def pre_tokenizer_name(tree: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of how this tokenizer.json cuts a text before its byte pairs are merged, or None if it has none:
+    `default` stands for a cut of its own, which no tokenizer of transformers makes."""
+    model, cut = tree["model"], tree["pre_tokenizer"] or {}
+    if model["type"] != "BPE" or model["byte_fallback"] or tree["normalizer"]:
+        return None
+    steps = [
+        step | ({"trim_offsets": True} if "trim_offsets" in step else {}) for step in cut.get("pretokenizers", [cut])
+    ]
+    known = (name for name, wanted in PRE_TOKENIZERS.items() if wanted == (steps, model["ignore_merges"]))
+    return next(known, None)
+
+
+def _tokenizer(folder: Path) -> dict[str, Any] | None:
+    """The folder's tokenizer.json with all its defaults, as transformers applies it."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    return json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+
+
+def _unwritable(config: Mapping[str, Any], tree: Mapping[str, Any] | None) -> list[str]:
     """What the model does and a file written here would not say."""
     ropes = [config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
     kinds = [rope.get("rope_type") or rope.get("type") or "default" for rope in ropes]
-    return [f"its rotary positions are scaled ({kind})" for kind in dict.fromkeys(kinds) if kind != "default"]
+    found = [f"its rotary positions are scaled ({kind})" for kind in dict.fromkeys(kinds) if kind != "default"]
+    if tree is not None and pre_tokenizer_name(tree) is None:
+        known = ", ".join(PRE_TOKENIZERS)
+        found.append(f"its tokenizer does not cut texts into bytes as one of {known} does")
+    return found
 
 
 def _describe(writer: Any, config: Mapping[str, Any], name: str) -> None:
@@ -145,35 +187,17 @@ def _describe(writer: Any, config: Mapping[str, Any], name: str) -> None:
     writer.add_vocab_size(config["vocab_size"])
 
 
-def _tokens(writer: Any, gguf: Any, folder: Path, config: Mapping[str, Any]) -> None:
-    """The vocabulary and, for byte-pair tokenizers, the merges; special tokens are marked as such."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    model = tree["model"]
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, list):
-        scores = [score for _, score in vocabulary]
-        vocabulary = {token: place for place, (token, _) in enumerate(vocabulary)}
-    else:
-        scores = [0.0] * len(vocabulary)
-    special = {token["id"]: token["content"] for token in tree.get("added_tokens", []) if token.get("special")}
-    by_place = {place: token for token, place in vocabulary.items()} | special
-    size = config["vocab_size"]
-    kinds = gguf.TokenType
-    tokens = [by_place.get(place, f"[unused {place}]") for place in range(size)]
-    types = [
-        kinds.CONTROL if place in special else kinds.NORMAL if place in by_place else kinds.UNUSED
-        for place in range(size)
-    ]
-    writer.add_tokenizer_model("gpt2" if model.get("merges") else "llama")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    if model.get("merges"):
-        writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]])
-    else:
-        writer.add_token_scores([*scores, *[0.0] * (size - len(scores))])
+def _tokens(writer: Any, kinds: Any, tree: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The vocabulary and the merges of byte pairs; added tokens are marked as such."""
+    by_place = {place: (token, kinds.NORMAL) for token, place in tree["model"]["vocab"].items()}
+    for added in tree["added_tokens"]:
+        by_place[added["id"]] = (added["content"], kinds.CONTROL if added["special"] else kinds.USER_DEFINED)
+    listed = [by_place.get(place, (f"[unused {place}]", kinds.UNUSED)) for place in range(config["vocab_size"])]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer_name(tree))
+    writer.add_token_list([token for token, _ in listed])
+    writer.add_token_types([kind for _, kind in listed])
+    writer.add_token_merges([" ".join(pair) for pair in tree["model"]["merges"]])
     for key, add in (("bos_token_id", writer.add_bos_token_id), ("eos_token_id", writer.add_eos_token_id)):
         found = config.get(key)
         first = found[0] if isinstance(found, list) and found else found

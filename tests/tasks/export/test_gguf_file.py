@@ -9,12 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, models, normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Split
+from tokenizers.pre_tokenizers import Sequence as Cuts
 
 from tasks.errors import SpecRefused
 from tasks.export.gguf_file import write_gguf
 
 gguf = pytest.importorskip("gguf")
 Other = Callable[..., Path]
+LLAMA_3_1 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+LLAMA_3_CUT = (  # of the published Meta-Llama-3-8B
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 
 @pytest.fixture
@@ -30,6 +44,16 @@ def other(tiny_base: Path, tmp_path: Path) -> Other:
     return make
 
 
+def with_tokenizer(folder: Path, change: Callable[[Any], None]) -> Path:
+    """The folder with its tokenizer changed."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    change(tokenizer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def read(folder: Path, target: Path) -> dict[str, Any]:
     """The written file's keys and values."""
     write_gguf(folder, target)
@@ -39,7 +63,7 @@ def read(folder: Path, target: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "rope",
     [
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_scaling": LLAMA_3_1},
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}},
     ],
@@ -68,3 +92,77 @@ def test_a_head_of_another_size_is_written_as_it_is(tmp_path: Path) -> None:
     fields = read(tmp_path / "narrow", tmp_path / "model.gguf")
     sizes = ("attention.key_length", "attention.value_length", "rope.dimension_count")
     assert [fields[f"llama.{name}"] for name in sizes] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("cut", "name"),
+    [
+        (ByteLevel(add_prefix_space=False), "gpt-2"),
+        (ByteLevel(add_prefix_space=False, trim_offsets=False), "gpt-2"),
+        (Cuts([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]), "smollm"),
+        (
+            Cuts([Split(Regex(LLAMA_3_CUT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]),
+            "llama-bpe",
+        ),
+    ],
+)
+def test_how_a_text_is_cut_is_written_by_the_name_that_llama_cpp_has_for_it(
+    cut: Any, name: str, other: Other, tmp_path: Path
+) -> None:
+    """Of these three, llama.cpp takes a word of the vocabulary without merging for Llama 3 alone."""
+
+    def change(tokenizer: Any) -> None:
+        tokenizer.pre_tokenizer = cut
+        tokenizer.model.ignore_merges = name == "llama-bpe"
+
+    fields = read(with_tokenizer(other(), change), tmp_path / "model.gguf")
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", name)
+
+
+def sentencepiece(tokenizer: Any) -> None:
+    """As Llama 2 has it: byte pairs of marked words, and bytes where a letter has no piece."""
+    tokenizer.model = models.BPE(
+        {"<pad>": 0, "<bos>": 1, "<eos>": 2, "▁": 3, "a": 4, "▁a": 5}, [("▁", "a")], byte_fallback=True
+    )
+    tokenizer.pre_tokenizer = Metaspace()
+
+
+def unigram(tokenizer: Any) -> None:
+    tokenizer.model = models.Unigram([("<pad>", 0.0), ("<bos>", 0.0), ("<eos>", 0.0), ("a", -1.0)], 0)
+
+
+def normalized(tokenizer: Any) -> None:
+    tokenizer.normalizer = normalizers.NFC()
+
+
+def spaced(tokenizer: Any) -> None:
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+
+
+def unmerged(tokenizer: Any) -> None:
+    tokenizer.model.ignore_merges = True
+
+
+@pytest.mark.parametrize("change", [sentencepiece, unigram, normalized, spaced, unmerged])
+def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(
+    change: Callable[[Any], None], other: Other, tmp_path: Path
+) -> None:
+    folder = with_tokenizer(other(), change)
+    with pytest.raises(SpecRefused, match=r"E-EXPORT-002 .*tokenizer"):
+        write_gguf(folder, tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_tokens_that_were_added_are_marked_and_found(other: Other, tmp_path: Path) -> None:
+    def add(tokenizer: Any) -> None:
+        tokenizer.add_tokens(["order number"])
+
+    folder = with_tokenizer(other(), add)
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    place = next(token["id"] for token in tokens if token["content"] == "order number")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": place + 1}))
+    fields = read(folder, tmp_path / "model.gguf")
+    assert fields["tokenizer.ggml.tokens"][place] == "order number"
+    kinds = fields["tokenizer.ggml.token_type"]
+    assert (kinds[place], kinds[1]) == (gguf.TokenType.USER_DEFINED, gguf.TokenType.CONTROL)
