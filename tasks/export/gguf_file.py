@@ -7,7 +7,7 @@ neighbouring pairs, so the rows of q_proj and k_proj are interleaved.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
     if config.get("model_type") != "llama":
         wrong = f"is a {config.get('model_type')}"
         raise SpecRefused.one("E-EXPORT-002", folder, wrong, "GGUF is written for llama; export transformers instead")
-    tree = _tokenizer(folder)
+    tokenizer = _tokenizer(folder)
+    tree = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer is not None else None
     unwritable = _unwritable(config, tree)
     raise_if_any(SpecRefused, [Problem("E-EXPORT-002", str(folder), wrong, REMEDY) for wrong in unwritable])
     base = open_base(folder)
@@ -71,6 +72,7 @@ def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
     _describe(writer, config, name or folder.name)
     if tree is not None:
         _tokens(writer, gguf.TokenType, tree, config)
+        _frame(writer, tokenizer("")["input_ids"], config)
     for stored, own in names.items():
         writer.add_tensor(own, _values(base, stored, config))
     writer.write_header_to_file()
@@ -149,13 +151,11 @@ def pre_tokenizer_name(tree: Mapping[str, Any]) -> str | None:
     return next(known, None)
 
 
-def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    """The folder's tokenizer.json with all its defaults, as transformers applies it."""
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer as transformers applies it, tokenizer_config.json's settings included, or None."""
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    return json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
+    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def _unwritable(config: Mapping[str, Any], tree: Mapping[str, Any] | None) -> list[str]:
@@ -198,8 +198,13 @@ def _tokens(writer: Any, kinds: Any, tree: Mapping[str, Any], config: Mapping[st
     writer.add_token_list([token for token, _ in listed])
     writer.add_token_types([kind for _, kind in listed])
     writer.add_token_merges([" ".join(pair) for pair in tree["model"]["merges"]])
-    for key, add in (("bos_token_id", writer.add_bos_token_id), ("eos_token_id", writer.add_eos_token_id)):
-        found = config.get(key)
+
+
+def _frame(writer: Any, around: Sequence[int], config: Mapping[str, Any]) -> None:
+    """The tokens that begin and end a text, and whether a prompt gets them: they are what an empty text consists of."""
+    for name in ("bos", "eos"):
+        found = config.get(f"{name}_token_id")
         first = found[0] if isinstance(found, list) and found else found
         if isinstance(first, int):
-            add(first)
+            getattr(writer, f"add_{name}_token_id")(first)
+        getattr(writer, f"add_add_{name}_token")(first in around)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, models, normalizers
+from tokenizers import Regex, models, normalizers, processors
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Split
 from tokenizers.pre_tokenizers import Sequence as Cuts
 
@@ -166,3 +166,16 @@ def test_tokens_that_were_added_are_marked_and_found(other: Other, tmp_path: Pat
     assert fields["tokenizer.ggml.tokens"][place] == "order number"
     kinds = fields["tokenizer.ggml.token_type"]
     assert (kinds[place], kinds[1]) == (gguf.TokenType.USER_DEFINED, gguf.TokenType.CONTROL)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_prompt_begins_as_it_does_for_the_model(begins: bool, other: Other, tmp_path: Path) -> None:
+    """llama.cpp puts no first token before a prompt for most byte-pair tokenizers where it is not told to."""
+
+    def frame(tokenizer: Any) -> None:
+        single = "<bos> $A" if begins else "$A"
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 1)])
+
+    fields = read(with_tokenizer(other(), frame), tmp_path / "model.gguf")
+    assert fields["tokenizer.ggml.add_bos_token"] is begins
+    assert fields["tokenizer.ggml.add_eos_token"] is False
