@@ -60,8 +60,8 @@ def held(spec: AdapterSpec, config: Mapping[str, Any], step: Step) -> dict[str, 
 
 
 def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    hidden = int(config.get("hidden_size", 768))
-    return hidden, int(config.get("intermediate_size", 4 * hidden)), int(config.get("num_hidden_layers", 12))
+    hidden = int(config["hidden_size"])
+    return hidden, int(config.get("intermediate_size", 4 * hidden)), int(config["num_hidden_layers"])
 
 
 def _layer_bytes(config: Mapping[str, Any], step: Step) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,24 @@ from typing import Any
 from tasks.activations import Step, held
 from tasks.errors import ArtifactRefused, Problem, SpecRefused
 from tasks.fitting import fitting_changes, in_words, may_share_base, rows_at_once
+from tasks.headers import header_of
 from tasks.methods.catalogue import EXTRA, METHODS, trainable_parameters
 from tasks.methods.targets import HEAD_NAMES, chosen_targets
 from tasks.specs import AdapterSpec
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-MAX_HEADER_BYTES = 100_000_000
 GIB = 1024**3
 AMX_FROM_HIDDEN = 128  # from this size on a CPU with tiles of bfloat16 gains from them
 WEIGHTS = ("weights in 4 bit", "quantisation constants", "weights in 16 bit", "weights in 32 bit")
 BEFORE_THE_RUN = (*WEIGHTS, "loading", "cuda context")
 SHOWN_REMEDIES = 4
 USUAL_NAMES = {
-    "hidden_size": ("dim", "n_embd"),
+    "hidden_size": ("dim", "n_embd", "d_model"),
     "intermediate_size": ("hidden_dim", "n_inner"),
     "num_hidden_layers": ("n_layers", "n_layer"),
     "num_attention_heads": ("n_heads", "n_head"),
 }
+SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")  # without which nothing can be planned
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def read_shapes(folder: Path) -> Shapes:
     """The shapes of a base folder, without its weights.
 
     Raises:
-        ArtifactRefused: a header cannot be read.
+        ArtifactRefused: a header cannot be read, or the config does not say how large the model is.
     """
     linear: dict[str, tuple[int, int]] = {}
-    other = stored = biases = 0
+    other = stored = biases = vocabulary = 0
     for path in sorted(folder.glob("*.safetensors")):
-        for name, entry in _header(path).items():
+        for name, entry in header_of(path).items():
             if name == "__metadata__":
                 continue
             shape = tuple(entry["shape"])
@@ -131,25 +131,34 @@ def read_shapes(folder: Path) -> Shapes:
                 size *= length
             stored += size * DTYPE_BYTES.get(entry["dtype"], 4)
             module = name.removesuffix(".weight")
-            is_linear = len(shape) == 2 and name.endswith(".weight") and "embed" not in name
+            is_embedding = "embed" in name
+            is_linear = len(shape) == 2 and name.endswith(".weight") and not is_embedding
+            vocabulary = max(vocabulary, shape[0]) if is_embedding and len(shape) == 2 else vocabulary
             is_head = any(part in HEAD_NAMES for part in module.split("."))
             biases += size if name.endswith(".bias") and not is_head else 0
             if is_linear and not is_head:
                 linear[module] = (shape[0], shape[1])
             else:
                 other += size
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Shapes(linear, other, stored, with_usual_names(config), biases)
+    path = folder / "config.json"
+    config = {"vocab_size": vocabulary} | with_usual_names(json.loads(path.read_text(encoding="utf-8")))
+    if unsaid := [name for name in SIZES if not config.get(name)]:
+        raise ArtifactRefused.one("E-BASE-010", path, f"does not say {', '.join(unsaid)}", "name a complete config")
+    return Shapes(linear, other, stored, config, biases)
 
 
 def with_usual_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its sizes also under the names that most families use.
+    """A config with its sizes also under the names that most families use; of one that has parts, those of the text.
 
     >>> with_usual_names({"model_type": "distilbert", "dim": 768})["hidden_size"]
     768
+    >>> with_usual_names({"model_type": "gemma3", "text_config": {"hidden_size": 2560}})["hidden_size"]
+    2560
     """
+    text = config.get("text_config")
+    config = {**(text if isinstance(text, dict) else {}), **config}
     found = {usual: config[own] for usual, names in USUAL_NAMES.items() for own in names if config.get(own)}
-    return found | dict(config)
+    return found | config
 
 
 def nf4_bytes(parameters: int, *, double_quant: bool = True, block: int = 64, second_block: int = 256) -> int:
@@ -190,7 +199,7 @@ def plan_memory(
     """
     trainable = trainable_of(spec, shapes)
     if spec.kind == "classification":
-        trainable += int(shapes.config.get("hidden_size", 768)) * max(len(spec.data.labels), 2)
+        trainable += int(shapes.config["hidden_size"]) * max(len(spec.data.labels), 2)
 
     def causes_of(changed: AdapterSpec) -> dict[str, int]:
         tokens = min(longest_tokens, changed.data.max_tokens)
@@ -218,7 +227,7 @@ def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
         SpecRefused: the method does not fit the base's modules.
     """
     name, rank = spec.method.name, spec.method.rank
-    hidden, layers = int(shapes.config.get("hidden_size", 768)), int(shapes.config.get("num_hidden_layers", 12))
+    hidden, layers = int(shapes.config["hidden_size"]), int(shapes.config["num_hidden_layers"])
     heads = int(shapes.config.get("num_attention_heads", 12))
     keys = int(shapes.config.get("num_key_value_heads") or heads) * int(
         shapes.config.get("head_dim") or hidden // heads
@@ -337,29 +346,6 @@ def half_on_cpu(asked: str, hidden: int) -> bool:
         return asked == "bfloat16"
     cpu = Path("/proc/cpuinfo")
     return hidden >= AMX_FROM_HIDDEN and cpu.is_file() and " amx_bf16" in cpu.read_text(encoding="utf-8")
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: 8 bytes of length, then that many bytes."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER_BYTES:
-                raise ValueError(f"header of {length} bytes")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("header is no object")
-        for name, entry in header.items():
-            shape = entry.get("shape") if isinstance(entry, dict) else None
-            if name != "__metadata__" and not (
-                isinstance(shape, list)
-                and all(type(length) is int and length >= 0 for length in shape)
-                and isinstance(entry.get("dtype"), str)
-            ):
-                raise ValueError(f"entry '{name:.60}' has no dtype and shape")
-        return header
-    except (OSError, ValueError, struct.error, RecursionError) as error:
-        raise ArtifactRefused.one("E-BASE-007", path, f"is no safetensors file: {error}", "restore the file") from error
 
 
 def parse_size(text: str) -> int:

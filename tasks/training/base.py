@@ -140,7 +140,9 @@ def _load_base(spec: BaseSpec, kind: str, labels: tuple[str, ...], device: torch
     with _refused_if_broken(folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    dtype, reason = compute_dtype_for(spec.compute_dtype, device, int(getattr(config, "hidden_size", 0)))
+    dtype, reason = compute_dtype_for(
+        spec.compute_dtype, device, int(getattr(config.get_text_config(), "hidden_size", 0))
+    )
     arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     arguments["ignore_mismatched_sizes"] = True  # they are listed in the report, and refused below but for the head
     if spec.quantization == "nf4":

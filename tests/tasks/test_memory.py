@@ -86,6 +86,25 @@ def test_double_quantisation_saves_three_eighths_of_a_bit() -> None:
     assert saved * 8 / parameters == pytest.approx(0.373, abs=5e-4)  # Dettmers et al. 2023, section 3
 
 
+def test_the_sizes_of_a_text_model_inside_another_are_planned_and_none_is_made_up(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tiny_base / "model.safetensors")
+    config = json.loads((tiny_base / "config.json").read_text())
+    asked: dict[str, Any] = {"available_bytes": 1 << 40, "longest_tokens": 64, "on_gpu": False, "half": False}
+
+    def planned(told: dict[str, Any]) -> MemoryPlan:
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        return plan_memory(spec_of(), read_shapes(tmp_path), **asked)
+
+    vocabulary = config.pop("vocab_size")  # gemma 3's file leaves it to the weights
+    nested = {"model_type": "gemma3", "text_config": config, "vision_config": {"hidden_size": 1152}}
+    assert planned(nested) == planned({**config, "vocab_size": vocabulary})
+    for size in ("hidden_size", "num_hidden_layers"):
+        with pytest.raises(ArtifactRefused, match=rf"^E-BASE-010 .*config\.json: does not say {size} -> [^\n]*$"):
+            planned({name: value for name, value in config.items() if name != size})
+
+
 @pytest.mark.parametrize("which", ["tiny_base", "tiny_encoder"])
 def test_shapes_from_headers_are_those_of_the_loaded_model(which: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(which)
