@@ -39,6 +39,7 @@ class Curve:
         start_loss: the validation loss before the first step.
         blind_loss: what a model reaches that knows how often each answer token (or class) occurs and reads no prompt.
         norms_known: whether gradient norms were recorded; of a run from elsewhere they may not be.
+        may_skip: whether a step whose gradient is no number may have been left out, as loss scaling in fp16 does.
         kept_from: the first step whose adapter may be kept; a method that cuts ranks has not cut enough before.
     """
 
@@ -49,6 +50,7 @@ class Curve:
     kept_from: int = 0
     blind_loss: float | None = None
     norms_known: bool = True
+    may_skip: bool = False
 
     @property
     def best(self) -> Look | None:

@@ -168,8 +168,11 @@ def _broken(curve: Curve, change: float | None) -> Finding | None:
     norms = [step.grad_norm for step in curve.steps]
     if not losses:
         return Finding("no steps", "the run ended before its first step", "give it rows", fatal=True)
-    for step in curve.steps:
-        if not (math.isfinite(step.loss) and (math.isfinite(step.grad_norm) or not curve.norms_known)):
+    heard = [i for i, norm in enumerate(norms) if math.isfinite(norm)]
+    skipped = range(max(heard, default=0) if curve.may_skip else 0)  # steps that the run outlived
+    for i, step in enumerate(curve.steps):
+        norm_counts = curve.norms_known and i not in skipped
+        if not (math.isfinite(step.loss) and (math.isfinite(step.grad_norm) or not norm_counts)):
             evidence = f"loss {step.loss:.3g}, gradient norm {step.grad_norm:.3g} at step {step.step}"
             return Finding("not a number", evidence, NOT_A_NUMBER, fatal=True)
     every = f"at every step from {curve.steps[0].step} to {curve.steps[-1].step}"

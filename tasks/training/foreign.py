@@ -52,7 +52,7 @@ def read_trainer_state(path: Path) -> Curve:
     if not steps:
         raise _refused(path, "logged no loss", "train with logging_steps=1")
     norms_known = all(entry.get("grad_norm") is not None for entry in entries if "loss" in entry)
-    return Curve(steps, looks, planned, norms_known=norms_known)
+    return Curve(steps, looks, planned, norms_known=norms_known, may_skip=True)
 
 
 def _curve_in(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[Step, ...], tuple[Look, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ def test_a_loss_that_is_no_number_is_found_in_it(tmp_path: Path) -> None:
     finding = diagnose(read_trainer_state(broken))[0]
     assert (finding.cause, finding.fatal) == ("not a number", True)
     assert "step 31" in finding.evidence
+
+
+def test_a_step_that_loss_scaling_left_out_is_no_fault_and_a_gradient_that_stays_no_number_is(tmp_path: Path) -> None:
+    def read(norms: list[float]) -> Any:
+        history = [entry | {"grad_norm": norm} for entry, norm in zip(steps(FALLING), norms, strict=True)]
+        return read_trainer_state(written(tmp_path / "trainer_state.json", history))
+
+    scaled = read([math.inf, math.nan, *[0.7] * 28, math.inf, *[0.7] * 29])
+    assert [finding.cause for finding in diagnose(scaled)] == ["healthy"]
+    (lost,) = diagnose(read([math.inf, *[0.7] * 29, *[math.nan] * 30]))
+    assert (lost.cause, lost.fatal, "step 31" in lost.evidence) == ("not a number", True, True)
+    (ours,) = diagnose(replace(scaled, may_skip=False))  # our loop skips none
+    assert (ours.cause, "step 1" in ours.evidence) == ("not a number", True)
 
 
 def test_zeros_without_a_gradient_norm_are_how_the_trainer_logs_a_loss_that_is_no_number(tmp_path: Path) -> None:
