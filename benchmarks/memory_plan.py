@@ -5,10 +5,10 @@
 
 Each case is a training of a few steps in a process of its own, on a base with random weights that exists for this
 alone: decoders and encoders, float32, bfloat16 and NF4, LoRA of several ranks, DoRA, full fine-tuning, recomputed
-activations, micro-batches, long rows, a large vocabulary, a base that two processes share. Both sides count what the
-run holds above the loaded base: on a CPU the process's peak above its start, on a GPU the card's. The plan sees the
-base's files and the longest row, as it does before a real run; nothing is learned from the other cases. The last line
-is JSON:
+activations, micro-batches, long rows, a large vocabulary, capped scores and logits, a base that two processes share.
+Both sides count what the run holds above the loaded base: on a CPU the process's peak above its start, on a GPU the
+card's. The plan sees the base's files and the longest row, as it does before a real run; nothing is learned from the
+other cases. The last line is JSON:
 
     worst_error   the largest |predicted - measured| / measured
     mean_error    their mean
@@ -48,6 +48,7 @@ class Case:
     """A base, a recipe and rows. `width` in hidden, `inner` in the feed-forward part, `words` in a row."""
 
     kind: str = "generation"
+    family: str = "llama"
     width: int = 384
     inner: int = 1024
     layers: int = 4
@@ -77,6 +78,10 @@ CASES: dict[str, Case] = {
     "rank 64 float32": Case(method={"rank": 64, "dropout": 0.0}),
     "DoRA float32": Case(method={"name": "dora"}),
     "full float32": Case(method={"name": "full"}, layers=3),
+    "capped scores float32": Case(family="gemma2", words=150, training={"batch_size": 4}),
+    "capped logits float32": Case(
+        family="gemma2", width=192, layers=2, vocabulary=16000, words=40, training={"batch_size": 8}
+    ),
     "encoder float32": Case(kind="classification", training={"batch_size": 32}),
     "encoder NF4": Case(kind="classification", quantization="nf4", layers=6, training={"batch_size": 32}),
     "shared by two float32": Case(layers=6, resources=SHARED),
@@ -161,7 +166,7 @@ def rows_of(case: Case, count: int) -> list[Example]:
 
 def random_base(folder: Path, case: Case) -> Path:
     """A model of these sizes with random weights and the embedded base's tokenizer."""
-    from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples" / "base")
     sizes: dict[str, Any] = {
@@ -176,7 +181,8 @@ def random_base(folder: Path, case: Case) -> Path:
     if case.kind == "classification":
         model: Any = BertModel(BertConfig(**sizes, pad_token_id=ids["pad_token_id"]))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, num_key_value_heads=case.keys, tie_word_embeddings=True))
+        shared = {"num_key_value_heads": case.keys, "head_dim": case.width // case.heads, "tie_word_embeddings": True}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.family, **sizes, **ids, **shared))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -14,6 +14,7 @@ from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec
 
 ENCODERS = ("bert", "roberta", "electra", "distilbert")
+LOGIT_SCALES = ("logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,15 @@ def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
 def _layer_bytes(config: Mapping[str, Any], step: Step) -> int:
     """Bytes per token that one layer keeps, adapters apart. Norms and, on a CPU, attention work in float32."""
     hidden, inner, _ = _sizes(config)
+    heads = int(config.get("num_attention_heads", 12))
     width, attention = step.width, 4 if not step.on_gpu else step.width
     kept = 2 * hidden * 4  # what the norms read
     kept += 4 * hidden * attention  # queries, keys, values, result
     kept += 3 * hidden * width  # what q, k, v read; what o reads; what the feed-forward part reads
+    if config.get("attn_logit_softcapping"):  # no kernel caps scores; such layers norm what they give too
+        kept += 2 * heads * step.tokens * 4 + 2 * hidden * 4
     if config.get("model_type") not in ENCODERS:
         return kept + 4 * inner * width  # gate, its activation, up, their product
-    heads = int(config.get("num_attention_heads", 12))
     kept += 2 * inner * width
     kept += 2 * hidden * 4 if config.get("hidden_dropout_prob", 0.1) else 0  # two masks
     kept += 3 * heads * step.tokens * 4 if config.get("attention_probs_dropout_prob", 0.1) else 0  # no kernel drops out
@@ -102,5 +105,12 @@ def _output_bytes(spec: AdapterSpec, config: Mapping[str, Any], step: Step) -> i
     """Logarithms of the shares in float32, and the gradients of these and of the logits, where something is learned."""
     if spec.kind == "classification":
         return 0
-    positions = step.rows * (step.tokens if METHODS[spec.method.name].not_for_classes else step.answers)
-    return positions * int(config.get("vocab_size", 32_000)) * 12
+    vocabulary = step.rows * int(config.get("vocab_size", 32_000))
+    whole = step.tokens * step.width
+    if config.get(
+        "final_logit_softcapping"
+    ):  # at all positions what tanh gave, and the gradients on the way back to it
+        return vocabulary * max(4 * whole, 2 * whole + 12 * step.answers)
+    scaled = any(config.get(name) not in (None, 1) for name in LOGIT_SCALES)
+    everywhere = scaled or METHODS[spec.method.name].not_for_classes
+    return vocabulary * (step.tokens if everywhere else step.answers) * 12

@@ -228,6 +228,49 @@ def test_a_plan_that_fits_is_let_through_and_one_byte_less_is_not() -> None:
     assert refused.value.problems[0].code == "E-SPEC-013"
 
 
+def test_a_model_that_caps_is_planned_with_its_scores_and_with_logits_at_every_position() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokens, rows, vocabulary = 96, 2, 300
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+
+    def kept(family: str, layers: int) -> int:
+        """Bytes that a layer's backward pass reads, its weights apart."""
+        told = {**sizes, "head_dim": 8, "vocab_size": vocabulary, "num_hidden_layers": layers, "pad_token_id": 0}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **told)).requires_grad_(False)
+        model.get_input_embeddings().weight.requires_grad_(True)
+        weights = {weight.data_ptr() for weight in model.parameters()}
+        found: dict[int, Any] = {}
+
+        def seen(tensor: torch.Tensor) -> torch.Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+            model(torch.ones(rows, tokens, dtype=torch.long), use_cache=False)
+        return sum(tensor.untyped_storage().nbytes() for at, tensor in found.items() if at not in weights)
+
+    def planned(layers: int, **caps: float) -> Any:
+        config = {**sizes, "num_hidden_layers": layers, "vocab_size": vocabulary, **caps}
+        asked: Any = {"available_bytes": 1 << 60, "longest_tokens": tokens, "on_gpu": False, "half": False}
+        spec, shapes = spec_of(batch_size=rows), Shapes({"layers.0.q_proj": (32, 32)}, 1000, 8000, config)
+        return plan_memory(spec, shapes, **asked, longest_answer=1).causes
+
+    def grown(of: Any) -> int:
+        return of(2) - of(1)
+
+    more = grown(lambda n: kept("gemma2", n)) - grown(lambda n: kept("llama", n))
+    told = [
+        grown(lambda n, cap=cap: planned(n, **cap)["activations"]) for cap in ({"attn_logit_softcapping": 50.0}, {})
+    ]
+    assert told[0] - told[1] == pytest.approx(more, rel=0.05)
+    every = rows * tokens * vocabulary * 4
+    assert planned(1)["outputs"] < every
+    assert 3 * every <= planned(1, final_logit_softcapping=30.0)["outputs"] <= 5 * every
+    assert 2 * every <= planned(1, logits_scaling=8.0)["outputs"]
+    assert planned(1, logits_scaling=1.0) == planned(1)
+
+
 def followed(spec: AdapterSpec, remedy: str) -> AdapterSpec:
     """The spec after a remedy such as 'training.micro_batch: 4 and base.quantization: nf4'."""
     tree = spec.model_dump(mode="json")
