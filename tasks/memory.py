@@ -32,6 +32,8 @@ USUAL_NAMES = {
     "num_hidden_layers": ("n_layers", "n_layer"),
     "num_attention_heads": ("n_heads", "n_head"),
 }
+EMBEDDINGS = ("wte", "wpe")  # beside all that is called so
+STORED_ACROSS = ("gpt2", "openai-gpt")  # (in, out), and no torch linear layer before it is quantised
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")  # without which nothing can be planned
 
 
@@ -83,7 +85,8 @@ NOTHING_LEARNED = Correction()
 class MemoryPlan:
     """Bytes by cause, their sum, and what there is.
 
-    `remedies` are changes of the spec with which it would fit, the cheapest first; see `tasks.fitting`.
+    `remedies` are changes of the spec with which it would fit, the cheapest first; see `tasks.fitting`. Without
+    `has_targets` the base as loaded has no layer that the method could adapt, and no memory is enough.
     """
 
     causes: Mapping[str, int]
@@ -93,6 +96,7 @@ class MemoryPlan:
     micro_batch: int
     tokens: int
     remedies: tuple[Mapping[str, Any], ...] = ()
+    has_targets: bool = True
 
     @property
     def peak_bytes(self) -> int:
@@ -110,7 +114,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.peak_bytes <= self.available_bytes
+        return self.has_targets and self.peak_bytes <= self.available_bytes
 
 
 def read_shapes(folder: Path) -> Shapes:
@@ -131,7 +135,7 @@ def read_shapes(folder: Path) -> Shapes:
                 size *= length
             stored += size * DTYPE_BYTES.get(entry["dtype"], 4)
             module = name.removesuffix(".weight")
-            is_embedding = "embed" in name
+            is_embedding = "embed" in name or module.rsplit(".", 1)[-1] in EMBEDDINGS
             is_linear = len(shape) == 2 and name.endswith(".weight") and not is_embedding
             vocabulary = max(vocabulary, shape[0]) if is_embedding and len(shape) == 2 else vocabulary
             is_head = any(part in HEAD_NAMES for part in module.split("."))
@@ -144,6 +148,8 @@ def read_shapes(folder: Path) -> Shapes:
     config = {"vocab_size": vocabulary} | with_usual_names(json.loads(path.read_text(encoding="utf-8")))
     if unsaid := [name for name in SIZES if not config.get(name)]:
         raise ArtifactRefused.one("E-BASE-010", path, f"does not say {', '.join(unsaid)}", "name a complete config")
+    if config.get("model_type") in STORED_ACROSS:
+        linear = {name: (out, into) for name, (into, out) in linear.items()}
     return Shapes(linear, other, stored, config, biases)
 
 
@@ -210,12 +216,26 @@ def plan_memory(
             found["learned correction"] = learned
         return found
 
-    causes = causes_of(spec)
-    remedies: tuple[Mapping[str, Any], ...] = ()
-    tokens = min(longest_tokens, spec.data.max_tokens)
-    if sum(causes.values()) > available_bytes:
-        remedies = fitting_changes(spec, tokens, lambda changed: sum(causes_of(changed).values()) <= available_bytes)
-    return MemoryPlan(causes, available_bytes, trainable, shapes.parameters, rows_at_once(spec), tokens, remedies)
+    def plan_of(changed: AdapterSpec, remedies: tuple[Mapping[str, Any], ...] = ()) -> MemoryPlan:
+        tokens, rows, adapts = (
+            min(longest_tokens, changed.data.max_tokens),
+            rows_at_once(changed),
+            _adapts(changed, shapes),
+        )
+        return MemoryPlan(
+            causes_of(changed), available_bytes, trainable, shapes.parameters, rows, tokens, remedies, adapts
+        )
+
+    plan = plan_of(spec)
+    return (
+        plan if plan.fits else plan_of(spec, fitting_changes(spec, plan.tokens, lambda changed: plan_of(changed).fits))
+    )
+
+
+def _adapts(spec: AdapterSpec, shapes: Shapes) -> bool:
+    """Whether the layers that a method adapts are linear ones when the base is loaded as a spec has it."""
+    across = shapes.config.get("model_type") in STORED_ACROSS
+    return not (across and spec.base.quantization == "none" and METHODS[spec.method.name].takes_targets)
 
 
 def trainable_of(spec: AdapterSpec, shapes: Shapes) -> int:
@@ -315,10 +335,14 @@ def refuse_if_too_large(plan: MemoryPlan, spec: AdapterSpec) -> None:
     """Refuse a run that cannot fit, with what would make it fit.
 
     Raises:
-        SpecRefused: the plan's peak is above what is available.
+        SpecRefused: the plan's peak is above what is available, or there is nothing to adapt.
     """
     if plan.fits:
         return
+    if not plan.has_targets:
+        wrong = "the base's layers are Conv1D, which are linear layers in 4 bit alone"
+        remedy = in_words(plan.remedies[:SHOWN_REMEDIES]) or "use another base"
+        raise SpecRefused(Problem("E-SPEC-010", f"{spec.task}:base.quantization", wrong, remedy))
     need, have = plan.peak_bytes / GIB, plan.available_bytes / GIB
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
     wrong = f"needs {need:.2f} GiB, {have:.2f} GiB are there; most goes to {largest}"

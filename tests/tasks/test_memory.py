@@ -364,3 +364,34 @@ def test_a_plan_says_what_it_was_made_for() -> None:
     plan = plan_of(spec_of(batch_size=8, micro_batch=32), tokens=77)
     assert (plan.micro_batch, plan.tokens) == (8, 77)
     assert replace(plan, available_bytes=plan.peak_bytes).fits
+
+
+def test_a_gpt_2_is_planned_as_it_trains_in_4_bit_and_refused_as_it_is_stored(
+    tiny_base: Path, tmp_path: Path, make_rows: Any, make_spec: Any
+) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from tasks.training.loop import train_adapter
+
+    folder, tokenizer = tmp_path / "gpt2", AutoTokenizer.from_pretrained(tiny_base)
+    ids: Any = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sizes: Any = {"vocab_size": len(tokenizer), "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    GPT2LMHeadModel(GPT2Config(**sizes, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shapes = read_shapes(folder)
+    asked: Any = {"available_bytes": 1 << 40, "longest_tokens": 64, "on_gpu": False, "half": False}
+    base = load_base(BaseSpec(model=str(folder)), kind="generation")
+    loaded = {name: (layer.out_features, layer.in_features) for name, layer in linear_modules(base.model).items()}
+    assert dict(shapes.linear) == loaded
+    for name in ("lora", "ia3", "bottleneck"):
+        spec = make_spec("generation", folder, method=MethodSpec(name=name, rank=4, dropout=0.0), steps=2)
+        with fresh_adapter(base, spec.method, seed=0) as model:
+            real = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert plan_memory(spec, shapes, **asked).trainable == real
+        stored = spec.model_copy(update={"base": spec.base.model_copy(update={"quantization": "none"})})
+        with pytest.raises(SpecRefused, match=r"E-SPEC-010 triage:base\.quantization: .* -> base\.quantization: nf4$"):
+            refuse_if_too_large(plan_memory(stored, shapes, **asked), stored)
+        rows = make_rows("generation", 16)
+        assert len(train_adapter(base, spec, rows, rows[:4], tmp_path / name).curve.steps) == 2
+    whole = make_spec("generation", folder, quantization="none", method=MethodSpec(name="full"))
+    assert plan_memory(whole, shapes, **asked).fits
