@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.learn import datasets_of
+from flows.progress import voice
 from flows.traffic import known_events
 from flows.validate import remembered_dataset
 from flows.wiring import Home
@@ -17,6 +18,7 @@ from registry.durable import make_folders, replace_file
 from registry.records import VersionRecord
 from registry.traffic import Event
 from tasks.data.examples import example_of, input_columns, target_columns
+from tasks.data.formats import MAX_LINE_BYTES
 from tasks.data.splits import position
 from tasks.drift.power import rows_to_show
 from tasks.drift.traffic import SetAside, TrafficRow, read_traffic
@@ -47,35 +49,64 @@ def fresh_events(home: Home, champion: VersionRecord, since: datetime | None = N
     return tuple(filter(is_news, known_events(home, champion, spec.retrain.fresh_rows, labelled=True)))
 
 
-def fresh_traffic(home: Home, champion: VersionRecord, since: datetime | None = None) -> str:
-    """The fresh requests as a file that is named by its content, for a retrain to read.
+def fresh_rows(
+    home: Home, champion: VersionRecord, source: str | None = None, since: datetime | None = None
+) -> tuple[list[TrafficRow], Sequence[SetAside]]:
+    """The labelled requests that a retrain may learn from, and the rows of the file that were malformed.
+
+    Args:
+        source: a traffic file; by default what the store holds that is news to the champion.
+        since: only those that came at this moment or later.
 
     Raises:
-        DataRefused: no request of the task is labelled, or none that the champion has not met.
+        DataRefused: no such request is labelled; or the file is missing, of another kind, or cannot be read.
     """
-    events = fresh_events(home, champion, since)
-    if not events:
-        wrong = "no request is labelled that it has not met" + (f" since {since:%Y-%m-%d %H:%M}" if since else "")
+    if source is None:
+        events = fresh_events(home, champion, since)
+        rows = [TrafficRow(e.id, e.at, e.source, dict(e.columns)) for e in events if e.at]
+        aside: Sequence[SetAside] = ()
+    else:
+        rows, aside = labelled_rows(champion, source, since)
+    rows = without_longest(rows)
+    if not rows:
+        wrong = "no request is labelled" if source else "no request is labelled that it has not met"
+        wrong += f" since {since:%Y-%m-%d %H:%M}" if since else ""
+        wrong += _malformed(aside)
         raise DataRefused.one("E-DRIFT-023", champion.name, wrong, "add labelled traffic with `factory traffic add`")
-    rows = [{**e.columns, "id": e.id, "time": e.at and e.at.isoformat(), "source": e.source} for e in events]
-    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode()
-    folder = home.settings.home / "traffic" / champion.name / "windows"
+    return rows, aside
+
+
+def labelled_rows(
+    champion: VersionRecord, source: str, since: datetime | None = None
+) -> tuple[list[TrafficRow], Sequence[SetAside]]:
+    """The rows of a traffic file whose answer is known, and those that were malformed."""
+    spec = AdapterSpec.model_validate(champion.spec)
+    found = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
+    known = [row for row in found.rows if all(row.columns.get(column) for column in target_columns(spec))]
+    return [row for row in known if since is None or (row.time is not None and row.time >= since)], found.set_aside
+
+
+def without_longest(rows: Sequence[TrafficRow]) -> list[TrafficRow]:
+    """The rows but for those that are longer than a line of data may be: one is no reason to learn from no other."""
+    short = [row for row in rows if len(_line(row)) <= MAX_LINE_BYTES]
+    if len(short) < len(rows):
+        voice.say(f"  {len(rows) - len(short)} requests are longer than {MAX_LINE_BYTES:,} bytes, and are left out")
+    return short
+
+
+def window_file(home: Home, task: str, rows: Sequence[TrafficRow]) -> str:
+    """These rows and nothing else as a file that is named by its content, for a retrain to learn from."""
+    text = b"".join(map(_line, rows))
+    folder = home.settings.home / "traffic" / task / "windows"
     make_folders(folder)
     path = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.jsonl"
     replace_file(path, text)
     return str(path)
 
 
-def labelled_rows(champion: VersionRecord, source: str) -> tuple[list[TrafficRow], Sequence[SetAside]]:
-    """The rows of a traffic file whose answer is known, and those that were malformed.
-
-    Raises:
-        DataRefused: it is missing, of another kind, or cannot be read.
-    """
-    spec = AdapterSpec.model_validate(champion.spec)
-    found = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
-    known = [row for row in found.rows if all(row.columns.get(column) for column in target_columns(spec))]
-    return known, found.set_aside
+def _line(row: TrafficRow) -> bytes:
+    values = {**row.columns, "id": row.id, "time": row.time and row.time.isoformat(), "source": row.source}
+    return json.dumps(values, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def rows_needed(spec: AdapterSpec) -> int:
@@ -92,9 +123,12 @@ def refuse_too_few(champion: VersionRecord, rows: Sequence[TrafficRow], aside: S
     needed = rows_needed(AdapterSpec.model_validate(champion.spec))
     if len(rows) < needed:
         wrong = f"{len(rows)} fresh rows are labelled, {needed} are needed for a candidate to be judged on half of them"
-        if aside:
-            wrong += f"; {len(aside)} are malformed (row {aside[0].row}: {aside[0].field} {aside[0].reason})"
+        wrong += _malformed(aside)
         raise DataRefused.one("E-DRIFT-024", champion.name, wrong, "label more of its requests; the champion stays")
+
+
+def _malformed(aside: Sequence[SetAside]) -> str:
+    return f"; {len(aside)} are malformed (row {aside[0].row}: {aside[0].field} {aside[0].reason})" if aside else ""
 
 
 def expected_gain(home: Home, champion: VersionRecord) -> float | None:

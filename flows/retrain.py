@@ -13,7 +13,7 @@ from prefect import flow
 from flows.blessings import asked_gates
 from flows.claims import claimed
 from flows.forgetting import drawn, matrix_of
-from flows.fresh import expected_gain, fresh_traffic, labelled_rows, refuse_too_few
+from flows.fresh import expected_gain, fresh_rows, refuse_too_few, window_file
 from flows.learn import (
     Candidate,
     Slice,
@@ -143,14 +143,14 @@ def retrain(
     if champion is None:
         raise nothing_to_watch(task, champion)
     since = moment_asked(labels_changed)
-    source = traffic or (finding or {}).get("traffic") or fresh_traffic(home, champion, since)
-    rows, aside = labelled_rows(champion, source)
+    rows, aside = fresh_rows(home, champion, traffic or (finding or {}).get("traffic"), since)
     if promote:  # whoever is not to be served need not be judged
         refuse_too_few(champion, rows, aside)
     expected = (finding or {}).get("expected_gain")
     promised = expected_gain(home, champion) if expected is None else expected
     with claimed(home, champion, finding):
-        spec = asked_spec(home, champion, source, rows, replay_share, start, promised)
+        window = window_file(home, task, rows)
+        spec = asked_spec(home, champion, window, rows, replay_share, start, promised)
         fresh = validated(home, spec, purpose="traffic")
         known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
         if since:

@@ -52,7 +52,7 @@ def test_a_retrain_reads_labelled_requests_that_its_champion_has_not_met_and_non
     desk_home: Any, desk: Any
 ) -> None:
     """The champion has met the rows that it was trained with; one of them comes again with another label."""
-    from flows.fresh import fresh_traffic
+    from flows.fresh import fresh_rows, window_file
     from flows.wiring import opened
     from tasks.errors import DataRefused
 
@@ -68,11 +68,13 @@ def test_a_retrain_reads_labelled_requests_that_its_champion_has_not_met_and_non
         home = opened()
         champion = home.ledger.champion("intent")
         march, everything = (
-            [json.loads(line) for line in Path(fresh_traffic(home, champion, since)).read_text().splitlines()]
-            for since in (datetime(2026, 3, 1, tzinfo=UTC), None)
+            [json.loads(line) for line in Path(window_file(home, "intent", rows)).read_text().splitlines()]
+            for rows, _ in (
+                fresh_rows(home, champion, None, since) for since in (datetime(2026, 3, 1, tzinfo=UTC), None)
+            )
         )
         with pytest.raises(DataRefused, match="no request is labelled that it has not met since 2027-01-01"):
-            fresh_traffic(home, champion, datetime(2027, 1, 1, tzinfo=UTC))
+            fresh_rows(home, champion, None, datetime(2027, 1, 1, tzinfo=UTC))
     assert sorted(row["text"] for row in march) == sorted(row["text"] for row in rows)
     assert all(row["time"].startswith("2026-03-01") for row in march)
     assert len(everything) >= len(march)
@@ -174,6 +176,37 @@ def test_a_window_begins_after_the_newest_request_that_its_champion_learned_from
         after, _ = newest_arrivals(home, replace(champion, spec=taught))
     assert len(everything) > 40
     assert sorted(row.at for row in after if row.at is not None) == moments[-10:]
+
+
+def test_a_retrain_learns_from_the_checked_rows_of_a_file_that_are_late_enough_and_short_enough(
+    desk_home: Any, desk: Any
+) -> None:
+    """The window holds neither a repeat, nor what was set aside, nor older requests, nor one longer than a line."""
+    from flows.fresh import fresh_rows, window_file
+    from flows.wiring import opened
+    from tasks.errors import DataRefused
+
+    rows = desk["moved"].rows(80, seed=76)
+    path = desk_home.traffic("checked.jsonl", rows)
+    lines = path.read_text().splitlines()
+    march = [line.replace('"2026-01-01', '"2026-03-01') for line in lines[:70]]
+    odd = [
+        march[3],  # a repeat
+        march[4].replace('"2026-03-01', '"1999-03-01'),
+        march[5].replace('checked.jsonl 5"', 'long"').replace('"text": "', '"text": "' + "ä" * 600_000),
+    ]
+    assert '"long"' in odd[2]
+    path.write_text("\n".join([*march, *odd, *lines[70:]]) + "\n")
+    with desk_home.active():
+        home = opened()
+        champion = home.ledger.champion("intent")
+        found, aside = fresh_rows(home, champion, str(path), datetime(2026, 3, 1, tzinfo=UTC))
+        window = [json.loads(line) for line in Path(window_file(home, "intent", found)).read_text().splitlines()]
+        with pytest.raises(DataRefused, match="no request is labelled since 2027-01-01 00:00; 1 are malformed"):
+            fresh_rows(home, champion, str(path), datetime(2027, 1, 1, tzinfo=UTC))
+    assert [row["text"] for row in window] == [row["text"] for row in rows[:70]]
+    assert [row["label"] for row in window] == [row["label"] for row in rows[:70]]
+    assert len(aside) == 1
 
 
 def test_a_retrain_with_too_few_labelled_rows_is_refused_before_anything_is_claimed_frozen_or_trained(
