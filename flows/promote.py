@@ -17,7 +17,7 @@ from flows.wiring import Home, opened
 from registry.records import EvaluationRecord, LeaseRecord, PromotionRecord, VersionRecord, base_ref
 from tasks.drift.kept import Held, kept_slices
 from tasks.errors import GateRefused, SpecRefused
-from tasks.promotion import Decision, Gate, beats_base, judge
+from tasks.promotion import Decision, Gate, beats_base, gains_on_fresh, judge
 from tasks.specs import AdapterSpec
 
 
@@ -146,9 +146,13 @@ def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
     if champion is not None and champion.number != version.number:
         served = scores_on_tests(home, champion.ref, spec.metric)
         held: dict[str, Held] = {}
+        made_from = dict(version.parents)
+        window = made_from.get("window", "") if made_from.get("previous") == champion.ref else ""
         for data in scores_on_tests(home, champion.ref):
             name = f"test of {data[:8]}"
-            if data in own and data in served:
+            if data in own and data in served and data == window.removeprefix("dataset:"):
+                found.append(gains_on_fresh(*on_same_rows(own[data], served[data]), gates))
+            elif data in own and data in served:
                 held[name] = Held(*on_same_rows(own[data], served[data]))
             else:  # a champion's slice on which the candidate was never scored proves nothing
                 found.append(Gate(f"scored on {name}", 0.0, -1.0, 0.0, 0, passed=False))

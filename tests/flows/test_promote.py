@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,19 @@ def chain(factory: Any, name: str) -> list[tuple[Any, ...]]:
     return factory.sql("SELECT move, previous, number FROM promotions WHERE name = ? ORDER BY seq", name)
 
 
+def gates_of(factory: Any, ref: str, **changed: float) -> dict[str, Any]:
+    """The gates of a version that stand between it and what is served, had its spec `changed` them."""
+    from flows.promote import judged_from_ledger
+    from flows.wiring import opened
+
+    with factory.active():
+        home = opened()
+        version = home.ledger.version(ref)
+        asked = version.spec["evaluation"]
+        spec = {**version.spec, "evaluation": {**asked, "gates": {**asked["gates"], **changed}}}
+        return {gate.name: gate for gate in judged_from_ledger(home, replace(version, spec=spec)).gates}
+
+
 def test_rollback_serves_the_champion_before_and_promote_brings_it_back_through_the_gates(
     factory: Any, moved: Any, at_its_word: None
 ) -> None:
@@ -16,6 +30,11 @@ def test_rollback_serves_the_champion_before_and_promote_brings_it_back_through_
     back = factory.run("rollback", "topic")
     assert (back.code, back.out) == (0, "topic:1 is champion again (was 4)\n")
     assert str(factory.mlflow().get_model_version_by_alias("topic", "champion").version) == "1"
+    gates, stubborn = gates_of(factory, "topic:4"), gates_of(factory, "topic:4", min_gain_on_fresh=0.99)
+    ((window,),) = factory.sql("SELECT digest FROM datasets WHERE task = 'topic' AND purpose = 'traffic'")
+    assert gates["gain on fresh rows"].passed
+    assert not stubborn["gain on fresh rows"].passed
+    assert not any(window[:8] in name for name in gates if name.startswith("kept"))
     again = factory.run("promote", "topic:4")
     assert (again.code, again.out) == (0, "topic:4 is champion (was 1)\n")
     assert chain(factory, "topic")[2:] == [("rollback", 4, 1), ("promote", 1, 4)]
