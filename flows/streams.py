@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from flows.wiring import Home
@@ -17,8 +18,9 @@ def streamed(
 ) -> dict[str, Any]:
     """The detectors after these requests, as they are kept with the finding.
 
-    They go on from the last finding of the same version; a request no later than the last one that was told is not told
-    again. `since` says at which request a detector rang.
+    They go on from the last finding of the same version. Requests of one time are told in the order in which they are
+    given. None is told whose time is not after the last one that was: one whose label came when later requests had been
+    told already is never told. `since` says at which request a detector rang.
     """
     before = next(
         (f.report["online"] for f in reversed(home.ledger.findings(champion.name))
@@ -26,7 +28,8 @@ def streamed(
         None,
     )  # fmt: skip
     through = before["through"] if before else ""
-    news = sorted((at.isoformat(), outcome) for at, outcome in graded if at.isoformat() > through)
+    timed = ((at.isoformat(), outcome) for at, outcome in graded)
+    news = sorted((one for one in timed if one[0] > through), key=itemgetter(0))
     since: dict[str, str] = dict(before["since"]) if before else {}
     kept = []
     for name in DETECTORS:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -60,3 +60,22 @@ def test_another_champion_begins_with_new_detectors() -> None:
     assert {one["seen"] for one in fresh["detectors"]} == {40}
     assert fresh["since"] == {}
     assert {one["name"] for one in fresh["detectors"]} == set(DETECTORS)
+
+
+def test_requests_of_one_time_are_told_in_the_order_in_which_they_came() -> None:
+    """Had the wrong ones of each second been told first, a detector would ring at another request."""
+    home, champion = SimpleNamespace(ledger=Told()), SimpleNamespace(name="triage", ref="triage:1")
+    outcomes = [outcome for _, outcome in requests(3, (0.9, 60), (0.5, 120))]
+    rows = [(START + timedelta(seconds=place // 10), outcome) for place, outcome in enumerate(outcomes)]
+    for kept in streamed(home, champion, 0.9, rows)["detectors"]:  # type: ignore[arg-type]
+        whole = asdict(Detector.named(kept["name"], usual=0.9).after(outcomes))
+        assert json.dumps(kept) == json.dumps(whole)
+
+
+def test_a_label_that_comes_after_later_requests_were_told_is_never_told() -> None:
+    ledger, champion = Told(), SimpleNamespace(name="triage", ref="triage:1")
+    rows = requests(4, (0.9, 60))
+    home = SimpleNamespace(ledger=ledger)
+    ledger.keep(streamed(home, champion, 0.9, [*rows[:20], *rows[30:50]]))  # type: ignore[arg-type]
+    seen = streamed(home, champion, 0.9, rows)["detectors"]  # type: ignore[arg-type]
+    assert {one["seen"] for one in seen} == {40 + 10}
