@@ -97,16 +97,18 @@ class TrafficStore:
     def newest(
         self, task: str, count: int, *, per_source: int | None = None, with_columns: Sequence[str] = ()
     ) -> tuple[Event, ...]:
-        """The `count` latest events, oldest first: at most `per_source` of one sender, if there are several; only such
-        as have all of `with_columns`. Looks back at most twenty times as far, or at a million events."""
+        """The `count` latest events, oldest first; only such as have all of `with_columns`, and at most `per_source` of
+        one sender, if several occur among the twenty times `count` latest. Looks back as far as these, or at a million
+        events for `with_columns`."""
         found: list[Event] = []
         sent: dict[str, int] = {}
         with self._database.reading() as session:
-            sources = session.scalars(select(TrafficRow.source).filter_by(task=task).distinct().limit(2)).all()
+            if per_source is not None and _senders(session, task, LOOKED_AT * count) < 2:
+                per_source = None
             for event in _latest(session, task, 1_000_000 if with_columns else LOOKED_AT * count):
                 if len(found) == count:
                     break
-                full = per_source is not None and len(sources) > 1 and sent.get(event.source, 0) >= per_source
+                full = per_source is not None and sent.get(event.source, 0) >= per_source
                 if not full and all(event.columns.get(name) for name in with_columns):
                     sent[event.source] = sent.get(event.source, 0) + 1
                     found.append(event)
@@ -209,6 +211,13 @@ def _latest(session: Session, task: str, most: int) -> Iterator[Event]:
     query = query.order_by(TrafficRow.at.desc(), TrafficRow.event.desc()).limit(most)
     for row in session.execute(query.execution_options(yield_per=1000)):
         yield Event(row.event, row.at, row.source, row.columns)
+
+
+def _senders(session: Session, task: str, most: int) -> int:
+    """How many senders the `most` latest events have; two stand for any more."""
+    latest = select(TrafficRow.source).where(TrafficRow.task == task, TrafficRow.at.is_not(None))
+    latest = latest.order_by(TrafficRow.at.desc(), TrafficRow.event.desc()).limit(most)
+    return len(session.scalars(select(latest.subquery().c.source).distinct().limit(2)).all())
 
 
 def _row(session: Session, task: str, digest: str) -> TrafficIngestRow:

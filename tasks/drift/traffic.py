@@ -17,6 +17,7 @@ from typing import Any
 from tasks.drift.traffic_files import Unreadable, records
 
 LONGEST_VALUE = 1_000_000
+LOOKED_AT = 20  # times the rows of a window: how far back a window looks where one sender fills the newest rows
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 SKEW = timedelta(days=1)
 
@@ -113,8 +114,8 @@ def traffic_rows(
 
 
 def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = None) -> tuple[TrafficRow, ...]:
-    """The `count` latest rows, oldest first, at most `per_source` of one sender where there are several, so that none
-    of them can fill a window alone.
+    """The `count` latest rows, oldest first, at most `per_source` of one sender where several occur among the twenty
+    times `count` latest, so that none of them can fill a window alone; it looks no further back.
 
     >>> day = [datetime(2026, 1, n, tzinfo=UTC) for n in range(1, 5)]
     >>> rows = [TrafficRow(str(n), day[n], "ab"[n == 0], {}) for n in (2, 0, 3, 1)]
@@ -124,6 +125,7 @@ def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = N
     taken: list[TrafficRow] = []
     sent: Counter[str] = Counter()
     known = sorted(((row.time, row.id, row) for row in rows if row.time), key=lambda row: row[:2], reverse=True)
+    known = known[: LOOKED_AT * count]
     if len({row.source for _, _, row in known}) < 2:
         per_source = None
     for _, _, row in known:

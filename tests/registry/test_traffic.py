@@ -102,6 +102,13 @@ def test_a_sender_that_is_alone_may_fill_the_window(store) -> None:
     assert len(store.newest("triage", 20, per_source=5)) == 20
 
 
+def test_a_sender_that_was_last_heard_of_long_ago_takes_no_room_from_the_one_that_is_left(store) -> None:
+    take(store, [event(0, "elsewhere"), *(event(n) for n in range(1, 201))], size=50)
+    assert len(store.newest("triage", 10, per_source=5)) == 10
+    assert len(store.newest("triage", 10, per_source=5, with_columns=["text"])) == 10
+    assert [row.source for row in store.newest("triage", 11, per_source=5)] == ["elsewhere", *["web"] * 5]
+
+
 def test_a_label_that_waits_for_its_event_is_no_part_of_a_window(store) -> None:
     take(store, [label(1, "x"), event(2)])
     assert [row.id for row in store.newest("triage", 9)] == ["e2"]

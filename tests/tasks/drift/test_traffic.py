@@ -225,3 +225,9 @@ def test_no_sender_fills_a_window_alone() -> None:
     assert [row.time for row in taken] == sorted(row.time for row in taken)
     everyone = newest(rows, 300)
     assert {row.id for row in everyone} == {f"bot{n}" for n in range(300)}
+
+
+def test_a_sender_that_was_last_heard_of_long_ago_takes_no_room_from_the_one_that_is_left() -> None:
+    rows = [TrafficRow(f"{n}", NOW - timedelta(minutes=n), "ab"[n == 200], {}) for n in range(201)]
+    assert [row.id for row in newest(rows, 10, per_source=5)] == [f"{n}" for n in reversed(range(10))]
+    assert [row.source for row in newest(rows, 11, per_source=5)] == ["b", *["a"] * 5]
