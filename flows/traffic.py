@@ -20,7 +20,7 @@ from registry.traffic import Aside, Batch, Event, IngestRecord, TrafficStore, ba
 from tasks.data.examples import input_columns, target_columns
 from tasks.drift.traffic import SetAside, traffic_rows
 from tasks.drift.traffic_files import SUFFIXES
-from tasks.errors import DataRefused
+from tasks.errors import DataRefused, Problem
 from tasks.specs import AdapterSpec
 
 BATCH_ROWS = 5000
@@ -89,10 +89,28 @@ def taken_in(home: Home, champion: VersionRecord, path: Path) -> TakenIn:
         home.ledger.release_lease(lease)
 
 
+def inbox_taken_in(home: Home, champion: VersionRecord) -> tuple[int, tuple[Problem, ...]]:
+    """Every file of the task's inbox that was not taken in yet: how many rows were set aside, and what is wrong with
+    files that are refused. These keep no other file from being taken in."""
+    aside, wrong = 0, []
+    for path in inbox(home, champion.name):
+        try:
+            before = ingested(home, champion.name, path)
+            if before is None or not before.finished:
+                done = taken_in(home, champion, path)
+                aside += done.ingest.set_aside - (before.set_aside if before else 0)
+                voice.say(f"  {path.name}: {done.sentence}")
+        except DataRefused as refused:
+            wrong += refused.problems
+        except (FileNotFoundError, PermissionError) as error:
+            wrong.append(Problem("E-DRIFT-003", str(path), f"it cannot be opened ({error.strerror})", "check the file"))
+    return aside, tuple(wrong)
+
+
 def inbox(home: Home, task: str) -> list[Path]:
     """The traffic files that lie in a task's inbox, by name: files are named by their time."""
     folder = home.settings.home / "traffic" / task
-    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
 
 
 def served(home: Home, task: str) -> VersionRecord:

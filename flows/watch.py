@@ -19,7 +19,7 @@ from flows.progress import voice
 from flows.publish import publish_drift
 from flows.replay import in_force
 from flows.streams import streamed
-from flows.traffic import inbox, ingested, known_events, taken_in
+from flows.traffic import inbox_taken_in, known_events
 from flows.validate import remembered_dataset
 from flows.wiring import Home, opened
 from infra.automations import DRIFT_EVENT, drift_resource
@@ -31,8 +31,10 @@ from tasks.drift.faults import floods
 from tasks.drift.observed import Observed
 from tasks.drift.traffic import newest, read_traffic
 from tasks.drift.verdict import DriftReport, judge
-from tasks.errors import DataRefused, Problem
+from tasks.errors import DataRefused, Problem, raise_if_any
 from tasks.specs import AdapterSpec
+
+intake = cheap(inbox_taken_in)
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,31 @@ def watch(task: str | None = None, traffic: str | None = None) -> list[Watched]:
         task: One task; by default every task that has a champion and traffic.
         traffic: A traffic file (JSONL, CSV or Parquet), judged by itself; by default the store, after the files in
             <home>/traffic/<task>/ were taken in.
+
+    Raises:
+        DataRefused: nothing is served or was asked of `task`; or files in an inbox were refused, after all else was
+            taken in and judged.
     """
     home = opened()
-    found = []
+    found: list[Watched] = []
+    refused: list[Problem] = []
     for name in [task] if task else home.ledger.names():
         champion = home.ledger.champion(name)
         if champion is None or champion.kind != "adapter":
             if task:
                 raise nothing_to_watch(name, champion)
             continue
-        arrivals, malformed = arrived(champion, traffic) if traffic else newest_arrivals(home, champion)
+        if traffic:
+            arrivals, malformed = arrived(champion, traffic)
+        else:
+            malformed, wrong = intake(home, champion)
+            refused += wrong
+            arrivals = newest_arrivals(home, champion)
         if arrivals or malformed:
             found.append(watched(home, champion, arrivals, malformed, traffic))
-        elif task:
+        elif task and not refused:
             raise nothing_to_watch(name, champion)
+    raise_if_any(DataRefused, refused)
     if not found:
         voice.say("no served task has traffic")
     return found
@@ -184,27 +197,18 @@ def arrived(champion: VersionRecord, source: str) -> tuple[list[Arrival], int]:
 
 
 @cheap
-def newest_arrivals(home: Home, champion: VersionRecord) -> tuple[list[Arrival], int]:
-    """The newest requests in the store, its inbox taken in before, and how many rows of that were malformed.
+def newest_arrivals(home: Home, champion: VersionRecord) -> list[Arrival]:
+    """The newest requests in the store.
 
     A window begins after the newest request that the champion learned from: it would be right on those that it knows.
     """
     spec = AdapterSpec.model_validate(champion.spec)
-    malformed = 0
-    for path in inbox(home, champion.name):
-        before = ingested(home, champion.name, path)
-        if before is None or not before.finished:
-            done = taken_in(home, champion, path)
-            malformed += done.ingest.set_aside - (before.set_aside if before else 0)
-            voice.say(f"  {path.name}: {done.sentence}")
     rows = known_events(home, champion, spec.drift.window_rows, capped=False)
     if not floods([row.source for row in rows]):
         rows = known_events(home, champion, spec.drift.window_rows)
     known = spec.retrain.through
     new = [row for row in rows if known is None or row.at is None or row.at > known]
-    return [
-        arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(new)
-    ], malformed
+    return [arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(new)]
 
 
 def arrival_of(

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tasks.drift.traffic_files import Unreadable, records
+from tasks.drift.traffic_files import Unreadable, in_one_line, is_text, records
 
 LONGEST_VALUE = 1_000_000
 LOOKED_AT = 20  # times the rows of a window: how far back a window looks where one sender fills the newest rows
@@ -68,7 +68,8 @@ def read_traffic(path: Path, *, inputs: Sequence[str], now: datetime) -> Traffic
     `now` are set aside, and so is a second row of one id that says otherwise than the first.
 
     Raises:
-        DataRefused: if the file is missing, of another kind, not readable at all, or lacks a needed column altogether.
+        DataRefused: if the file is missing, of another kind, not readable at all, lacks a needed column altogether, or
+            has a nested one.
     """
     first: dict[str, TrafficRow] = {}
     aside: list[SetAside] = []
@@ -110,7 +111,8 @@ def traffic_rows(
                 raise _Refused("", record.reason)
             yield number, _row(record, inputs, now, truth)
         except _Refused as refusal:
-            yield SetAside(number, *refusal.args)
+            field, reason = refusal.args
+            yield SetAside(number, in_one_line(field, 80), reason)
 
 
 def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = None) -> tuple[TrafficRow, ...]:
@@ -138,6 +140,8 @@ def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = N
 
 
 def _row(record: dict[str, Any], inputs: Sequence[str], now: datetime, truth: Sequence[str]) -> TrafficRow:
+    if not all(is_text(str(name)) for name in record):
+        raise _Refused("", "the name of a column is not valid UTF-8 or holds NUL")
     values = {str(name): _text(str(name), value) for name, value in record.items()}
     only_label = all(values.get(name) is None for name in (*inputs, "time")) and any(values.get(t) for t in truth)
     for name in () if only_label else inputs:
@@ -167,8 +171,8 @@ def _text(name: str, value: Any) -> str | None:
     text = str(value)
     if len(text) > LONGEST_VALUE:
         raise _Refused(name, f"{len(text):,} characters, at most {LONGEST_VALUE:,} are read")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise _Refused(name, "not valid UTF-8")
+    if not is_text(text):
+        raise _Refused(name, "not valid UTF-8" if "\0" not in text else "a NUL character is in it")
     return text
 
 
@@ -179,7 +183,7 @@ def _time(text: str | None, now: datetime) -> datetime:
         time = _instant(text.strip())
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
-        raise _Refused("time", f"'{text[:40]}' is neither ISO 8601 nor seconds since 1970") from None
+        raise _Refused("time", f"'{in_one_line(text)}' is neither ISO 8601 nor seconds since 1970") from None
     if not EARLIEST <= time <= now + SKEW:
         raise _Refused("time", f"{time.isoformat()} is not between {EARLIEST.date()} and a day after now")
     return time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,7 +28,8 @@ def records(path: Path, *, needed: Sequence[str]) -> Iterator[tuple[int, Record]
     """Numbered records: the line on which one begins, counted from 1, or the row of a Parquet file.
 
     Raises:
-        DataRefused: if the file is missing, of another kind, unreadable, or if a CSV or Parquet file lacks a column.
+        DataRefused: if the file is missing, of another kind, unreadable, or if a CSV or Parquet file lacks a column or
+            a Parquet file has one that is nested.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -76,8 +78,11 @@ def _parsed(line: bytes) -> Record:
 def _csv(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Record]]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
-        header = next(reader, [])
-        _refuse_missing(path, header, needed)
+        with _readable(path, "CSV"):
+            header = next(reader, [])
+            if not all(map(is_text, header)):
+                raise ValueError("its first line is no UTF-8 text")
+            _refuse_missing(path, header, needed)
         while True:
             number = reader.line_num + 1
             try:
@@ -97,28 +102,71 @@ def _csv(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Record]]:
 
 def _parquet(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Record]]:
     import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
 
+    with _readable(path, "Parquet"), parquet.ParquetFile(path) as file:
+        _refuse_missing(path, file.schema_arrow.names, needed)
+        _refuse_nested(path, file.schema_arrow)
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """A block in which any failure but a refusal says that the file is not what its name says."""
     try:
-        with parquet.ParquetFile(path) as file:
-            _refuse_missing(path, file.schema_arrow.names, needed)
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-    except (ArrowException, OSError) as error:
-        raise DataRefused.one(
-            "E-DRIFT-005", path, f"not readable as Parquet ({str(error)[:200]})", "write the file again"
-        ) from error
+        yield
+    except DataRefused:
+        raise
+    except Exception as error:  # besides its own, pyarrow lets text, times, time zones and memory raise what they like
+        wrong = f"not readable as {kind} ({in_one_line(str(error), 200)})"
+        raise DataRefused.one("E-DRIFT-005", path, wrong, "write the file again") from error
+
+
+def is_text(value: str) -> bool:
+    """Whether any database can keep it: no byte of it was invalid UTF-8, and none is NUL.
+
+    >>> is_text("ä"), is_text("a\\0"), is_text(b"\\xff".decode(errors="surrogateescape"))
+    (True, False, False)
+    """
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def in_one_line(value: str, most: int = 40) -> str:
+    """What can be printed of a foreign value, and no more than `most` letters of it.
+
+    >>> in_one_line("two\\nlines"), in_one_line("a" * 50, 3)
+    ('two?lines', 'aaa')
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in value[:most])
+
+
+def _refuse_nested(path: Path, schema: Any) -> None:
+    from pyarrow.types import is_nested
+
+    nested = [
+        f"{in_one_line(one.name)} holds {in_one_line(str(one.type), 80)}" for one in schema if is_nested(one.type)
+    ]
+    if nested:
+        wrong = f"column {'; '.join(nested[:5])}; a plain value in each row is expected"
+        raise DataRefused.one("E-DRIFT-006", path, wrong, "leave it out, or write it as text")
 
 
 def _refuse_missing(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in columns]
     twice = sorted({name for name in columns if list(columns).count(name) > 1})
     if missing or twice:
-        wrong = f"no column {', '.join(missing)}" if missing else f"column {', '.join(twice)} is there twice"
-        found = ", ".join(list(columns)[:20]) or "nothing"
+        wrong = (
+            f"no column {', '.join(missing)}"
+            if missing
+            else f"column {', '.join(map(in_one_line, twice))} is there twice"
+        )
+        found = ", ".join(map(in_one_line, list(columns)[:20])) or "nothing"
         raise DataRefused.one(
             "E-DRIFT-004", path, f"{wrong}; found {found}", "name the columns as the task's spec does"
         )

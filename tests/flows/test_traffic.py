@@ -130,6 +130,60 @@ def test_what_is_no_traffic_is_one_line(desk_home: Any, name: str, code: int, li
     assert (said.code, said.lines[-1].split(" ")[0]) == (code, line)
 
 
+def served_as(home: Any, name: str) -> Any:
+    """Another task that is served by what serves intent."""
+    from flows.wiring import opened
+    from registry.fingerprint import fingerprint
+    from registry.records import VersionDraft
+
+    with home.active():
+        ledger = opened().ledger
+        known = ledger.champion("intent")
+        same = {field: getattr(known, field) for field in ("artifact", "base", "code", "parents")}
+        spec = {**known.spec, "task": name}
+        made = ledger.register(
+            VersionDraft(name=name, kind="adapter", version_key=fingerprint(name), spec=spec, **same)
+        )
+        return ledger.promote(name, made.number, expected=None, decision={})
+
+
+def put_in_inbox(home: Any, task: str, path: Path) -> Path:
+    folder = home.home / "traffic" / task
+    folder.mkdir(parents=True, exist_ok=True)
+    return path.rename(folder / path.name)
+
+
+def test_a_bad_file_in_an_inbox_keeps_nothing_else_from_being_taken_in_and_judged(desk_home: Any, desk: Any) -> None:
+    """A table that was cut off, pages of bytes, a nested column and a folder lie before what is good."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    served_as(desk_home, "zebra")
+    rows = [{"id": str(n), "time": "2026-01-01", **row} for n, row in enumerate(desk["intent"].rows(50, seed=81))]
+    nested, cut, noise = (desk_home.folder / name for name in ("b-nested.parquet", "a-cut.parquet", "c-noise.csv"))
+    parquet.write_table(pa.Table.from_pylist([{**row, "tags": ["x"]} for row in rows]), nested)
+    cut.write_bytes(nested.read_bytes()[:-40])
+    noise.write_bytes(bytes(range(256)) * 100)
+    bad = [put_in_inbox(desk_home, "intent", path) for path in (cut, nested, noise)]
+    (desk_home.home / "traffic" / "intent" / "folder.csv").mkdir()
+    for task in ("intent", "zebra"):
+        put_in_inbox(desk_home, task, desk_home.traffic(f"inbox of {task}.jsonl", desk["intent"].rows(60, seed=82)))
+    said = desk_home.run("watch")
+    assert said.code == 3
+    assert [line.split(": ")[0] for line in said.lines[-3:]] == [
+        f"E-DRIFT-005 {bad[0]}",
+        f"E-DRIFT-006 {bad[1]}",
+        f"E-DRIFT-005 {bad[2]}",
+    ]
+    assert "column tags holds list<element: string>; a plain value in each row is expected" in said.lines[-2]
+    for task in ("intent", "zebra"):
+        assert counts(desk_home, f"inbox of {task}.jsonl") == (60, 60, 0, 0, 0)
+        assert len(desk_home.sql("SELECT id FROM findings WHERE task = ?", task)) == 1
+    for path in bad:
+        path.unlink()
+    assert desk_home.run("watch").code == 0
+
+
 def _stdin(path: Path) -> Any:
     from contextlib import contextmanager
 
@@ -170,10 +224,10 @@ def test_a_window_begins_after_the_newest_request_that_its_champion_learned_from
         home = opened()
         champion = home.ledger.champion("intent")
         assert champion is not None
-        everything, _ = newest_arrivals(home, champion)
+        everything = newest_arrivals(home, champion)
         moments = sorted(row.at for row in everything if row.at is not None)
         taught = {**champion.spec, "retrain": {**champion.spec["retrain"], "through": moments[-11].isoformat()}}
-        after, _ = newest_arrivals(home, replace(champion, spec=taught))
+        after = newest_arrivals(home, replace(champion, spec=taught))
     assert len(everything) > 40
     assert sorted(row.at for row in after if row.at is not None) == moments[-10:]
 

@@ -62,6 +62,8 @@ def test_a_time_may_be_written_in_several_ways(time: object, tmp_path: Path) -> 
         (record(1, time="2026-03-03"), "time", "a day after now"),
         (record(1, message=None), "message", "missing"),
         (record(1, message={"text": "hi"}), "message", "found dict"),
+        (record(1, message="a\0b"), "message", "a NUL character"),
+        ('{"id": "e1", "time": "2026-02-03", "message": "a", "\\ud800": 1}', "", "the name of a column"),
         ('{"id": "e1", "time": "2026-02-03", "message": NaN}', "message", "is not a number"),
         (record(1, message="x" * 1_000_001), "message", "1,000,001 characters"),
         ('{"id": "e1", "time": "2026-02-03", "message": "\\ud800"}', "message", "not valid UTF-8"),
@@ -191,6 +193,10 @@ def test_a_csv_row_of_another_width_or_encoding_is_set_aside_by_line(tmp_path: P
         ("c.csv", b"id,when,message\n1,2,3\n", "E-DRIFT-004", "no column time; found id, when, message"),
         ("d.csv", b"id,time,message,id\n", "E-DRIFT-004", "column id is there twice"),
         ("e.parquet", b"not a table", "E-DRIFT-005", "not readable as Parquet"),
+        ("f.csv", bytes(range(256)) * 9, "E-DRIFT-005", "not readable as CSV (its first line is no UTF-8 text)"),
+        ("g.csv", "id,time,message\n".encode("utf-16"), "E-DRIFT-005", "its first line is no UTF-8 text"),
+        ("h.csv", b"x" * 200_000, "E-DRIFT-005", "not readable as CSV (field larger than"),
+        ("i.csv", b'id,when,"a\nb",message\n', "E-DRIFT-004", "found id, when, a?b, message"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_refused(
@@ -205,6 +211,53 @@ def test_a_file_that_cannot_be_read_at_all_is_refused(
     (line,) = refusal.value.lines()
     assert line.startswith(f"{code} {path}: ")
     assert says in line
+
+
+def column(values: pa.Array) -> pa.Table:
+    return pa.table({"id": ["a", "b"], "time": ["2026-02-01"] * 2, "message": ["x", "y"], "more": values})
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "says"),
+    [
+        (pa.array([["a"], ["b"]]), "E-DRIFT-006", "column more holds list<"),
+        (pa.array([{"a": 1}, None]), "E-DRIFT-006", "column more holds struct<a: int64>"),
+        (pa.array([2**40] * 2, pa.timestamp("s")), "E-DRIFT-005", "not readable as Parquet"),
+        (pa.array([2**30] * 2, pa.date32()), "E-DRIFT-005", "not readable as Parquet"),
+        (pa.array([0, 1], pa.timestamp("us", "No/Where")), "E-DRIFT-005", "No/Where"),
+        (
+            pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"b"], pa.binary()).buffers()),
+            "E-DRIFT-005",
+            "can't decode byte",
+        ),
+    ],
+)
+def test_a_parquet_file_whose_values_cannot_be_read_is_refused_in_one_line(
+    values: pa.Array, code: str, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(column(values), path)
+    with pytest.raises(DataRefused) as refusal:
+        read(path)
+    (line,) = refusal.value.lines()
+    assert line.startswith(f"{code} {path}: ")
+    assert says in line
+    assert line.isprintable()
+
+
+def test_a_parquet_file_that_was_cut_or_changed_anywhere_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist([record(n) for n in range(9)]), tmp_path / "whole.parquet")
+    whole, chance, path = (tmp_path / "whole.parquet").read_bytes(), random.Random(0), tmp_path / "a.parquet"
+    for trial in range(150):
+        harmed = bytearray(whole)
+        for _ in range(1 + trial % 4):
+            harmed[chance.randrange(len(whole))] = chance.randrange(256)
+        path.write_bytes(whole[: chance.randrange(len(whole))] if trial % 3 == 0 else harmed)
+        try:
+            read(path)
+        except DataRefused as refusal:
+            (line,) = refusal.lines()
+            assert line.isprintable()
 
 
 def test_rows_stream_one_at_a_time(tmp_path: Path) -> None:
