@@ -15,22 +15,27 @@ from registry.tables import ClaimRow, FindingRow, VersionRow, WindowRow
 
 
 def remember(session: Session, record: FindingRecord, at: datetime) -> FindingRecord:
-    """One finding per version and window; the first verdict stands and is returned."""
+    """The newest verdict on a window against a version stands. Who says the same again is given that; who judges
+    otherwise, because more is known of what surrounds the window, adds another finding."""
     version = find_version(session, record.version)
     window = {"task": record.task, "digest": record.window_digest, "rows": record.rows, "source": record.source}
     insert_once(session, WindowRow, **window, created_at=at)
-    insert_once(
-        session,
-        FindingRow,
-        task=record.task,
-        version_id=version.id,
-        window_digest=record.window_digest,
-        verdict=record.verdict,
-        action=record.action,
-        report=dict(record.report),
-        created_at=at,
-    )
-    return _record(*_row(session, version.id, record.window_digest), version)
+    while True:
+        found = session.execute(_on_window(version.id, record.window_digest)).first()
+        if found is not None and (found[0].verdict, found[0].action) == (record.verdict, record.action):
+            return _record(*found, version)
+        insert_once(  # where another writer adds the same turn, that one's verdict is looked at first
+            session,
+            FindingRow,
+            task=record.task,
+            version_id=version.id,
+            window_digest=record.window_digest,
+            turn=found[0].turn + 1 if found is not None else 1,
+            verdict=record.verdict,
+            action=record.action,
+            report=dict(record.report),
+            created_at=at,
+        )
 
 
 def of_task(session: Session, task: str | None) -> tuple[FindingRecord, ...]:
@@ -43,7 +48,9 @@ def of_task(session: Session, task: str | None) -> tuple[FindingRecord, ...]:
 
 def claim(session: Session, record: FindingRecord, claimant: str, at: datetime) -> bool:
     """True for the first who claims the window, and for the same claimant again, so that its retry can go on."""
-    finding, _ = _row(session, find_version(session, record.version).id, record.window_digest)
+    on_window = _on_window(find_version(session, record.version).id, record.window_digest)
+    asked = session.execute(on_window.where(FindingRow.action == record.action)).first()
+    finding = (asked or session.execute(on_window.limit(1)).one())[0]
     key = {"task": record.task, "window_digest": record.window_digest}
     insert_once(session, ClaimRow, **key, finding_id=finding.id, claimant=claimant, created_at=at)
     return session.scalars(select(ClaimRow).filter_by(**key)).one().claimant == claimant
@@ -59,10 +66,10 @@ def _findings() -> Any:
     return select(FindingRow, WindowRow).join(WindowRow, same)
 
 
-def _row(session: Session, version_id: int, window_digest: str) -> tuple[FindingRow, WindowRow]:
+def _on_window(version_id: int, window_digest: str) -> Any:
+    """The findings on a window against a version, the newest first."""
     query = _findings().where(FindingRow.version_id == version_id, FindingRow.window_digest == window_digest)
-    row, window = session.execute(query).one()
-    return row, window
+    return query.order_by(FindingRow.turn.desc())
 
 
 def _record(row: FindingRow, window: WindowRow, version: VersionRow) -> FindingRecord:

@@ -277,7 +277,7 @@ class Ledger(LedgerReading):
     # Drift ------------------------------------------------------------------------------------------------------------
 
     def remember_finding(self, record: FindingRecord) -> FindingRecord:
-        """The verdict that stands for this version and window: the first one."""
+        """The verdict that stands for this version and window from now on: this one, or the same said before."""
         with self.database.writing() as session:
             return findings.remember(session, record, self._clock())
 

@@ -4,7 +4,7 @@
   signatures refuse UPDATE and DELETE (triggers).
 - edges: exactly one target; a parent came before its child (parent_id < child_id), so no cycle can be written.
 - promotions: row seq points at row seq - 1 of the same name *and* at its number, so the chain has no gap and no fork.
-- data sets: rows_in = accepted + quarantined + deduplicated; a window of traffic is judged, claimed, and named once.
+- data sets: rows_in = accepted + quarantined + deduplicated; a window of traffic is named and claimed once.
 - attempts: numbered 1..n within their run; one that has ended says when and how.
 """
 
@@ -215,15 +215,18 @@ class WindowRow(Table):
 
 
 class FindingRow(Table):
+    """A verdict on a window; `turn` is 1 for the first, and one more whenever it was judged otherwise."""
+
     __tablename__ = "findings"
     __table_args__ = (
-        UniqueConstraint("version_id", "window_digest"),
+        UniqueConstraint("version_id", "window_digest", "turn"),
         ForeignKeyConstraint(["task", "window_digest"], ["windows.task", "windows.digest"]),
     )
     id: Mapped[RowId]
     task: Mapped[str] = mapped_column(index=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
     window_digest: Mapped[Digest]
+    turn: Mapped[int]
     verdict: Mapped[str] = mapped_column(String(64))
     action: Mapped[str] = mapped_column(String(64))
     report: Mapped[dict[str, Any]]

@@ -184,6 +184,38 @@ def test_a_bad_file_in_an_inbox_keeps_nothing_else_from_being_taken_in_and_judge
     assert desk_home.run("watch").code == 0
 
 
+def test_the_verdict_that_is_told_of_a_window_is_the_one_that_stands_whatever_became_known_besides(
+    desk_home: Any, desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Malformed rows come to the same window, or too few labels of other requests: each verdict is told and remembered,
+    and the window that has caused a retrain is called for no more."""
+    from flows import watch
+    from flows.claims import ASKS, claim
+    from flows.wiring import opened
+
+    served_as(desk_home, "yak")
+    heard: list[Any] = []
+    monkeypatch.setattr(watch, "emit_event", lambda name, **event: heard.append(event["payload"]))
+    path = desk_home.traffic("june.jsonl", desk["moved"].rows(300, seed=83))
+    assert desk_home.run("traffic", "add", "yak", path).code == 0
+    seen = []
+    with desk_home.active():
+        home = opened()
+        champion = home.ledger.champion("yak")
+        assert champion is not None
+        arrivals = watch.newest_arrivals(home, champion)
+        for malformed, needed in ((0, 60), (200, 60), (0, 60), (0, 1000), (0, 60)):
+            monkeypatch.setattr(watch, "rows_needed", lambda spec, needed=needed: needed)
+            seen.append(watch.watched(home, champion, arrivals, malformed, None))
+            if len(seen) == 1:
+                claim(home, champion, heard[0])
+    assert [one.report.action for one in seen] == [ASKS, "stop and look", ASKS, "watch", ASKS]
+    assert [(one.finding.verdict, one.finding.action) for one in seen] == [
+        (one.report.verdict, one.report.action) for one in seen
+    ]
+    assert len({one.finding.window_digest for one in seen}) == len(heard) == 1
+
+
 def _stdin(path: Path) -> Any:
     from contextlib import contextmanager
 
@@ -280,5 +312,5 @@ def test_a_retrain_with_too_few_labelled_rows_is_refused_before_anything_is_clai
     assert refused.value.exit_code == 3
     assert [problem.code for problem in refused.value.problems] == ["E-DRIFT-024"]
     assert desk_home.remembered() == before
-    assert desk_home.sql("SELECT count(*) FROM retrain_claims") == [(0,)]
+    assert desk_home.sql("SELECT count(*) FROM retrain_claims WHERE task = 'intent'") == [(0,)]
     assert desk_home.litter() == []

@@ -13,6 +13,7 @@ from registry import migrations
 from registry.database import Database
 from registry.errors import DependencyDown, IntegrityError, RegistryError, Unknown
 from registry.ledger import Ledger
+from registry.records import FindingRecord
 from registry.tables import Table
 
 
@@ -96,6 +97,34 @@ def test_an_old_ledger_is_brought_up_to_date_with_all_it_knows_and_back(empty_ur
             migrations.downgrade(session.connection(), "0001")
     with Ledger.open(empty_url) as ledger:
         assert told(ledger) == before
+
+
+def test_findings_and_claims_outlive_the_way_to_numbered_verdicts_and_back(empty_url):
+    """Down, the first finding of a window is kept, and a claim of a later one becomes one of it."""
+    database = at_first_schema(empty_url)
+    a, b, day = "a" * 64, "b" * 64, "'2026-01-01 00:00:00'"
+    with database.writing() as session:
+        run = session.connection().exec_driver_sql
+        run(f"INSERT INTO windows VALUES ('triage', '{a}', 9, 'day', {day}), ('triage', '{b}', 8, 'day', {day})")
+        columns = "id, task, version_id, window_digest, verdict, action, report, created_at"
+        for number, window in ((1, a), (2, b)):
+            run(f"INSERT INTO findings ({columns}) VALUES ({number}, 'triage', 1, '{window}', 'v', 'w', '{{}}', {day})")
+        run(f"INSERT INTO retrain_claims VALUES ('triage', '{a}', 1, 'one', {day})")
+    database.close()
+    with Ledger.open(empty_url) as ledger:
+        before = ledger.findings("triage"), ledger.retrain_claims("triage")
+        assert [(one.window_digest, one.verdict) for one in before[0]] == [(a, "v"), (b, "v")]
+        later = FindingRecord("triage", "triage:1", b, "moved", "ask", {})
+        assert ledger.remember_finding(later).verdict == "moved"
+        assert ledger.claim_retrain(later, claimant="two")
+        with ledger.database.writing() as session:
+            migrations.downgrade(session.connection(), "0003")
+    with Ledger.open(empty_url) as ledger:
+        assert ledger.findings("triage") == before[0]
+        assert [(claim.window_digest, claim.claimant) for claim in ledger.retrain_claims("triage")] == [
+            (a, "one"),
+            (b, "two"),
+        ]
 
 
 def test_constraints_of_the_models_are_in_the_migrated_database(tmp_path):

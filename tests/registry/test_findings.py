@@ -1,4 +1,4 @@
-"""One window, one verdict, at most one retraining; one lease, one holder."""
+"""One window, at most one retraining, however often it is judged; one lease, one holder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,36 @@ def finding(workshop) -> FindingRecord:
     return FindingRecord("triage", "triage:1", "a" * 64, "drifted", "retrain", {"drop": 0.2, "signals": ["length"]})
 
 
-def test_the_first_verdict_on_a_window_stands(workshop, finding):
-    first = workshop.ledger.remember_finding(finding)
-    again = workshop.ledger.remember_finding(replace(finding, verdict="quiet", report={}))
-    assert again == first
+def test_the_newest_verdict_on_a_window_stands_and_the_same_again_is_no_other_finding(workshop, finding):
+    remember = workshop.ledger.remember_finding
+    first = remember(finding)
+    assert remember(replace(finding, report={})) == first
     assert (first.verdict, first.report) == ("drifted", {"drop": 0.2, "signals": ["length"]})
     assert first.created_at is not None
-    other = workshop.ledger.remember_finding(replace(finding, window_digest="b" * 64, verdict="quiet"))
-    assert workshop.ledger.findings("triage") == (first, other)
-    assert workshop.ledger.findings() == (first, other)
+    other = remember(replace(finding, window_digest="b" * 64, verdict="quiet"))
+    fault = remember(replace(finding, verdict="fault", action="stop"))
+    patient = remember(replace(finding, action="label"))
+    again = remember(finding)
+    assert [(one.verdict, one.action) for one in (fault, patient, again)] == [
+        ("fault", "stop"),
+        ("drifted", "label"),
+        ("drifted", "retrain"),
+    ]
+    assert workshop.ledger.findings("triage") == (first, other, fault, patient, again)
+    assert workshop.ledger.findings() == (first, other, fault, patient, again)
     assert workshop.ledger.findings("routing") == ()
+
+
+def test_of_many_that_judge_alike_at_once_one_finding_comes(url, workshop, finding, together):
+    workshop.ledger.remember_finding(replace(finding, verdict="quiet"))
+
+    def judged(place: int, ready) -> str:
+        with Ledger.open(url) as ledger:
+            ready()
+            return ledger.remember_finding(replace(finding, report={"by": place})).verdict
+
+    assert together(8, judged) == ["drifted"] * 8
+    assert [one.verdict for one in workshop.ledger.findings("triage")] == ["quiet", "drifted"]
 
 
 def test_a_finding_needs_its_version(workshop, finding):
@@ -44,6 +64,16 @@ def test_a_window_is_claimed_once_and_its_claimant_may_try_again(workshop, findi
     assert workshop.ledger.claim_retrain(finding, claimant="run-1")
     (claim,) = workshop.ledger.retrain_claims("triage")
     assert (claim.window_digest, claim.claimant) == ("a" * 64, "run-1")
+
+
+def test_a_window_that_is_judged_otherwise_and_back_again_stays_claimed(workshop, finding):
+    workshop.ledger.remember_finding(finding)
+    assert workshop.ledger.claim_retrain(finding, claimant="run-1")
+    workshop.ledger.remember_finding(replace(finding, verdict="fault", action="stop"))
+    assert not workshop.ledger.claim_retrain(finding, claimant="run-2")
+    workshop.ledger.remember_finding(finding)
+    assert not workshop.ledger.claim_retrain(finding, claimant="run-2")
+    assert [claim.claimant for claim in workshop.ledger.retrain_claims("triage")] == ["run-1"]
 
 
 def test_a_window_that_was_claimed_for_one_version_is_claimed_for_the_next(workshop, finding):
