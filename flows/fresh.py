@@ -79,10 +79,11 @@ def fresh_rows(
 def labelled_rows(
     champion: VersionRecord, source: str, since: datetime | None = None
 ) -> tuple[list[TrafficRow], Sequence[SetAside]]:
-    """The rows of a traffic file whose answer is known, and those that were malformed."""
+    """The rows of a traffic file whose answer is known, in a row of its own or not, and those that were malformed."""
     spec = AdapterSpec.model_validate(champion.spec)
-    found = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
-    known = [row for row in found.rows if all(row.columns.get(column) for column in target_columns(spec))]
+    truth = target_columns(spec)
+    found = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC), truth=truth)
+    known = [row for row in found.rows if all(row.columns.get(column) for column in truth)]
     return [row for row in known if since is None or (row.time is not None and row.time >= since)], found.set_aside
 
 

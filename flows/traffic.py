@@ -89,22 +89,20 @@ def taken_in(home: Home, champion: VersionRecord, path: Path) -> TakenIn:
         home.ledger.release_lease(lease)
 
 
-def inbox_taken_in(home: Home, champion: VersionRecord) -> tuple[int, tuple[Problem, ...]]:
-    """Every file of the task's inbox that was not taken in yet: how many rows were set aside, and what is wrong with
-    files that are refused. These keep no other file from being taken in."""
-    aside, wrong = 0, []
+def inbox_taken_in(home: Home, champion: VersionRecord) -> tuple[Problem, ...]:
+    """Every file of the task's inbox that was not taken in yet; what is wrong with those that are refused, which keep
+    no other from being taken in."""
+    wrong: list[Problem] = []
     for path in inbox(home, champion.name):
         try:
             before = ingested(home, champion.name, path)
             if before is None or not before.finished:
-                done = taken_in(home, champion, path)
-                aside += done.ingest.set_aside - (before.set_aside if before else 0)
-                voice.say(f"  {path.name}: {done.sentence}")
+                voice.say(f"  {path.name}: {taken_in(home, champion, path).sentence}")
         except DataRefused as refused:
             wrong += refused.problems
         except (FileNotFoundError, PermissionError) as error:
             wrong.append(Problem("E-DRIFT-003", str(path), f"it cannot be opened ({error.strerror})", "check the file"))
-    return aside, tuple(wrong)
+    return tuple(wrong)
 
 
 def inbox(home: Home, task: str) -> list[Path]:
@@ -145,7 +143,7 @@ def known_events(
 def _events(spec: AdapterSpec, path: Path) -> Iterator[tuple[int, Event] | Aside]:
     for row in traffic_rows(path, inputs=input_columns(spec), now=datetime.now(UTC), truth=target_columns(spec)):
         if isinstance(row, SetAside):
-            yield Aside(row.row, row.field, row.reason)
+            yield Aside(row.row, row.field, row.reason, row.time, row.id)
         else:
             yield row[0], Event(row[1].id, row[1].time, row[1].source, row[1].columns)
 

@@ -25,6 +25,7 @@ from flows.wiring import Home, opened
 from infra.automations import DRIFT_EVENT, drift_resource
 from registry.fingerprint import fingerprint
 from registry.records import FindingRecord, VersionRecord
+from registry.traffic import Event, TrafficStore
 from tasks.data.examples import Example, example_of, input_columns, target_columns
 from tasks.drift.asked_format import asks_format, has_format
 from tasks.drift.faults import floods
@@ -69,14 +70,10 @@ def watch(task: str | None = None, traffic: str | None = None) -> list[Watched]:
             if task:
                 raise nothing_to_watch(name, champion)
             continue
-        if traffic:
-            arrivals, malformed = arrived(champion, traffic)
-        else:
-            malformed, wrong = intake(home, champion)
-            refused += wrong
-            arrivals = newest_arrivals(home, champion)
-        if arrivals or malformed:
-            found.append(watched(home, champion, arrivals, malformed, traffic))
+        refused += () if traffic else intake(home, champion)
+        window = arrived(champion, traffic) if traffic else newest_arrivals(home, champion)
+        if window.rows or window.malformed:
+            found.append(watched(home, champion, window, traffic))
         elif task and not refused:
             raise nothing_to_watch(name, champion)
     raise_if_any(DataRefused, refused)
@@ -85,10 +82,9 @@ def watch(task: str | None = None, traffic: str | None = None) -> list[Watched]:
     return found
 
 
-def watched(
-    home: Home, champion: VersionRecord, arrivals: Sequence[Arrival], malformed: int, source: str | None
-) -> Watched:
+def watched(home: Home, champion: VersionRecord, came: Window, source: str | None) -> Watched:
     """One champion held against one window of traffic."""
+    arrivals = came.rows
     spec = AdapterSpec.model_validate(champion.spec)
     where = Path(source).name if source else "its traffic"
     voice.say(f"{champion.name}: watching {where} against {champion.ref}")
@@ -98,7 +94,16 @@ def watched(
     vain = vain_retrains(home, champion)
     labelled = sum(row.labelled for row in arrivals) if source else len(fresh_events(home, champion))
     enough = labelled >= rows_needed(spec)
-    report = judge(reference, window, spec.drift, seed=spec.seed, set_aside=malformed, in_vain=vain, judgeable=enough)
+    report = judge(
+        reference,
+        window,
+        spec.drift,
+        seed=spec.seed,
+        set_aside=came.malformed,
+        among=came.among,
+        in_vain=vain,
+        judgeable=enough,
+    )
     digest = window_digest(arrivals)
     remembered = {
         **report.payload(),
@@ -173,42 +178,60 @@ class Arrival:
     at: datetime | None = None
 
 
+@dataclass(frozen=True)
+class Window:
+    """The rows that are judged, oldest first; `malformed` ones came beside the `among` newest requests, which are
+    these but for the bound on one sender's share."""
+
+    rows: Sequence[Arrival]
+    malformed: int
+    among: int
+
+
 def window_digest(arrivals: Sequence[Arrival]) -> str:
     """A window by its rows and what is known of them: a label that came late makes it another window."""
     return fingerprint([[row.id, row.example.target if row.labelled else None] for row in arrivals])
 
 
 @cheap
-def arrived(champion: VersionRecord, source: str) -> tuple[list[Arrival], int]:
-    """The newest rows of a traffic file as the spec asks and answers them, and how many rows were malformed.
+def arrived(champion: VersionRecord, source: str) -> Window:
+    """The newest requests of a traffic file, and how many rows of it that came since the oldest were malformed.
 
     Raises:
         DataRefused: the file cannot be read, or its rows lack the columns that the prompt is made of.
     """
     spec = AdapterSpec.model_validate(champion.spec)
-    traffic = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC))
+    traffic = read_traffic(Path(source), inputs=input_columns(spec), now=datetime.now(UTC), truth=target_columns(spec))
     count = spec.drift.window_rows
-    rows = newest(traffic.rows, count)
+    rows = latest = newest(traffic.rows, count)
     if not floods([row.source for row in rows]):  # a flood is shown as it is, and stops the loop
         rows = newest(traffic.rows, count, per_source=max(1, int(spec.drift.per_source * count)))
-    return [arrival_of(spec, place, row.id, row.source, row.columns, row.time) for place, row in enumerate(rows)], len(
-        traffic.set_aside
-    )
+    judged = [arrival_of(spec, place, row.id, row.source, row.columns, row.time) for place, row in enumerate(rows)]
+    return Window(judged, traffic.malformed(latest[0].time if latest else None), len(latest))
 
 
 @cheap
-def newest_arrivals(home: Home, champion: VersionRecord) -> list[Arrival]:
-    """The newest requests in the store.
+def newest_arrivals(home: Home, champion: VersionRecord) -> Window:
+    """The newest requests in the store, and how many rows that came since the oldest were malformed, in any file.
 
     A window begins after the newest request that the champion learned from: it would be right on those that it knows.
     """
     spec = AdapterSpec.model_validate(champion.spec)
+    known = spec.retrain.through
+
+    def since_then(events: Sequence[Event]) -> list[Event]:
+        return [row for row in events if known is None or row.at is None or row.at > known]
+
     rows = known_events(home, champion, spec.drift.window_rows, capped=False)
+    latest = since_then(rows)
     if not floods([row.source for row in rows]):
         rows = known_events(home, champion, spec.drift.window_rows)
-    known = spec.retrain.through
-    new = [row for row in rows if known is None or row.at is None or row.at > known]
-    return [arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(new)]
+    judged = [
+        arrival_of(spec, place, row.id, row.source, row.columns, row.at) for place, row in enumerate(since_then(rows))
+    ]
+    store = TrafficStore(home.ledger.database)
+    malformed = store.malformed(champion.name, since=latest[0].at if latest else None, after=known)
+    return Window(judged, malformed, len(latest))
 
 
 def arrival_of(

@@ -23,7 +23,7 @@ def remember(session: Session, record: FindingRecord, at: datetime) -> FindingRe
     while True:
         found = session.execute(_on_window(version.id, record.window_digest)).first()
         if found is not None and (found[0].verdict, found[0].action) == (record.verdict, record.action):
-            return _record(*found, version)
+            return _record(found[0], found[1], version)
         insert_once(  # where another writer adds the same turn, that one's verdict is looked at first
             session,
             FindingRow,

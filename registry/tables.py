@@ -337,7 +337,7 @@ class TrafficIngestRow(Table):
 
 
 class TrafficAsideRow(Table):
-    """A row of such a file that was not taken, and why."""
+    """A row of such a file that was not taken, and why; `at` is about when it came, `event` its id where known."""
 
     __tablename__ = "traffic_set_aside"
     __table_args__ = (ForeignKeyConstraint(["task", "digest"], ["traffic_ingests.task", "traffic_ingests.digest"]),)
@@ -346,6 +346,8 @@ class TrafficAsideRow(Table):
     row: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     field: Mapped[str]
     reason: Mapped[str]
+    at: Mapped[datetime | None]
+    event: Mapped[str | None]
 
 
 class OutboxRow(Table):

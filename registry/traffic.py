@@ -31,11 +31,13 @@ class Event(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """A row of a file that was not taken, and why."""
+    """A row of a file that was not taken, and why; `at` is about when it came, `event` its id where that is known."""
 
     row: int
     field: str
     reason: str
+    at: datetime | None = None
+    event: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,22 @@ class TrafficStore:
                     found.append(event)
         return tuple(reversed(found))
 
+    def malformed(self, task: str, *, since: datetime | None = None, after: datetime | None = None) -> int:
+        """How many rows of a task's files were set aside that came at `since` or later, and after `after`.
+
+        A row that comes again at its place, in a file that has grown, counts once; one that came under its id in a row
+        that was taken does not count.
+        """
+        row = TrafficAsideRow
+        taken = select(TrafficRow.event).where(
+            TrafficRow.task == task, TrafficRow.event == row.event, TrafficRow.at.is_not(None)
+        )
+        query = select(row.row, row.at, row.field, row.reason).where(row.task == task, ~taken.exists())
+        query = query.where(row.at.is_not(None) if since is None else row.at >= since)
+        query = query if after is None else query.where(row.at > after)
+        with self._database.reading() as session:
+            return int(session.scalar(select(func.count()).select_from(query.distinct().subquery())) or 0)
+
     def rows(self, task: str) -> int:
         """How many events of a task are known."""
         with self._database.reading() as session:
@@ -163,7 +181,9 @@ def _take(session: Session, row: TrafficIngestRow, batch: Batch) -> None:
             continue
         clash = _clash(before, event)
         if clash:
-            aside.append(Aside(number, clash, f"id '{event.id[:80]}' came before with another {clash}"))
+            aside.append(
+                Aside(number, clash, f"id '{event.id[:80]}' came before with another {clash}", event.at or before.at)
+            )
             continue
         repeated += 1
         merged = Event(
@@ -180,7 +200,7 @@ def _take(session: Session, row: TrafficIngestRow, batch: Batch) -> None:
         stored = session.get_one(TrafficRow, (row.task, event.id))
         stored.at, stored.source, stored.columns = event.at, event.source, dict(event.columns)
     if aside:
-        out = [{**place, "digest": row.digest, "row": a.row, "field": a.field, "reason": a.reason} for a in aside]
+        out = [{**place, "digest": row.digest, **a._asdict(), "event": a.event or None} for a in aside]
         session.execute(insert(TrafficAsideRow), out)
     row.through, row.rows_in = batch.through, row.rows_in + batch.rows
     row.accepted, row.repeated, row.late = row.accepted + len(new), row.repeated + repeated, row.late + late

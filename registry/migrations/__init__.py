@@ -14,7 +14,7 @@ from registry.errors import IntegrityError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0004"
+HEAD = "0005"
 FOLDER = Path(__file__).parent
 
 

@@ -1,7 +1,7 @@
 """Traffic in: rows of JSONL, CSV or Parquet, one at a time, each accepted or set aside with its reason.
 
-rows in = accepted + set aside + repeated. Order does not matter; a row that comes again under its id counts once, and
-may bring a value that was still missing (a label that became known late).
+rows in = accepted + set aside + repeated + waiting. Order does not matter; a row that comes again under its id counts
+once, and may bring a value that was still missing (a label that became known late).
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tasks.drift.traffic_files import Unreadable, in_one_line, is_text, records
+from tasks.drift.traffic_files import Record, Unreadable, in_one_line, is_text, records
 
 LONGEST_VALUE = 1_000_000
 LOOKED_AT = 20  # times the rows of a window: how far back a window looks where one sender fills the newest rows
@@ -35,33 +36,49 @@ class TrafficRow:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row that was not taken: its number (the line of the file, or the row of a Parquet file), and why."""
+    """A row that was not taken: its number (the line of the file, or the row of a Parquet file), and why.
+
+    `time` is its own where that can be read, else that of the row before it in the file, or of the reading for the
+    first ones. `id` is "" where it cannot be read, or where another row of that id is contradicted.
+    """
 
     row: int
     field: str
     reason: str
+    time: datetime | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """`late` of the `repeated` rows brought a value that was still missing."""
+    """`late` of the `repeated` rows brought a value that was still missing. `labels` rows only brought the label of a
+    request, which did not come for `waiting` ids."""
 
     rows: tuple[TrafficRow, ...]
     set_aside: tuple[SetAside, ...]
     repeated: int
     late: int
+    labels: int = 0
+    waiting: int = 0
 
     @property
     def rows_in(self) -> int:
-        return len(self.rows) + len(self.set_aside) + self.repeated
+        return len(self.rows) + len(self.set_aside) + self.repeated + self.waiting
+
+    def malformed(self, since: datetime | None) -> int:
+        """How many of the rows that came since then were set aside; not one whose id came in a row that was taken."""
+        known = {row.id for row in self.rows}
+        return sum(
+            one.id not in known and (since is None or one.time is None or one.time >= since) for one in self.set_aside
+        )
 
 
 class _Refused(ValueError):
     """(field, reason) of a value that spoils its row."""
 
 
-def read_traffic(path: Path, *, inputs: Sequence[str], now: datetime) -> Traffic:
-    """All rows of a file, in the order in which they came.
+def read_traffic(path: Path, *, inputs: Sequence[str], now: datetime, truth: Sequence[str] = ()) -> Traffic:
+    """All requests of a file, in the order in which they came, with labels that stand in rows of their own.
 
     A row needs `id`, `time` (ISO 8601, read as UTC where it names no zone, or seconds since 1970) and the columns named
     in `inputs` (which may be empty text); `source` is "" where it is absent. Times before 2000 or more than a day after
@@ -73,25 +90,37 @@ def read_traffic(path: Path, *, inputs: Sequence[str], now: datetime) -> Traffic
     """
     first: dict[str, TrafficRow] = {}
     aside: list[SetAside] = []
-    repeated = late = 0
-    for found in traffic_rows(path, inputs=inputs, now=now):
+    repeated = late = labels = 0
+    for found in traffic_rows(path, inputs=inputs, now=now, truth=truth):
         if isinstance(found, SetAside):
             aside.append(found)
             continue
         number, row = found
+        labels += row.time is None
         known = first.get(row.id)
         if known is None:
             first[row.id] = row
             continue
-        clash = [name for name in row.columns if known.columns.get(name, row.columns[name]) != row.columns[name]]
-        if clash or (known.time, known.source) != (row.time, row.source):
-            field = clash[0] if clash else "time" if known.time != row.time else "source"
-            aside.append(SetAside(number, field, f"id '{row.id}' came before with another {field}"))
+        clash = _clash(known, row)
+        if clash:
+            reason = f"id '{row.id}' came before with another {clash}"
+            aside.append(SetAside(number, clash, reason, row.time or known.time))
             continue
         repeated += 1
-        late += len(row.columns.keys() - known.columns.keys()) > 0
-        first[row.id] = replace(known, columns={**known.columns, **row.columns})
-    return Traffic(tuple(first.values()), tuple(aside), repeated, late)
+        columns = {**known.columns, **row.columns}
+        first[row.id] = TrafficRow(row.id, known.time or row.time, known.source or row.source, columns)
+        late += first[row.id] != known
+    rows = tuple(row for row in first.values() if row.time is not None)
+    return Traffic(rows, tuple(aside), repeated, late, labels, len(first) - len(rows))
+
+
+def _clash(known: TrafficRow, row: TrafficRow) -> str:
+    """The first field in which two rows of one id contradict each other; empty if none does."""
+    if other := [name for name, value in row.columns.items() if known.columns.get(name, value) != value]:
+        return other[0]
+    if known.time and row.time and known.time != row.time:
+        return "time"
+    return "source" if known.source and row.source and known.source != row.source else ""
 
 
 def traffic_rows(
@@ -105,14 +134,19 @@ def traffic_rows(
     Raises:
         DataRefused: as `read_traffic`.
     """
+    before: datetime | None = None
     for number, record in records(path, needed=("id", "time", *inputs)):
         try:
             if isinstance(record, Unreadable):
                 raise _Refused("", record.reason)
-            yield number, _row(record, inputs, now, truth)
+            row = _row(record, inputs, now, truth)
         except _Refused as refusal:
             field, reason = refusal.args
-            yield SetAside(number, in_one_line(field, 80), reason)
+            name, own = _who_and_when(record, now)
+            yield SetAside(number, in_one_line(field, 80), reason, own or before or now, name)
+        else:
+            before = row.time or before
+            yield number, row
 
 
 def newest(rows: Iterable[TrafficRow], count: int, *, per_source: int | None = None) -> tuple[TrafficRow, ...]:
@@ -155,6 +189,17 @@ def _row(record: dict[str, Any], inputs: Sequence[str], now: datetime, truth: Se
     columns = {key: value for key, value in kept.items() if value.strip() or key in inputs}
     time = None if only_label else _time(values.get("time"), now)
     return TrafficRow(name, time, (values.get("source") or "").strip(), columns)
+
+
+def _who_and_when(record: Record, now: datetime) -> tuple[str, datetime | None]:
+    """What can be read of the id and the time of a row that is set aside."""
+    name, time = "", None
+    if not isinstance(record, Unreadable):
+        with suppress(_Refused):
+            name = (_text("id", record.get("id")) or "").strip()
+        with suppress(_Refused):
+            time = _time(_text("time", record.get("time")), now)
+    return name, time
 
 
 def _text(name: str, value: Any) -> str | None:

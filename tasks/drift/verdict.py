@@ -38,6 +38,7 @@ def judge(
     *,
     seed: int,
     set_aside: int = 0,
+    among: int | None = None,
     in_vain: int = 0,
     judgeable: bool = True,
 ) -> DriftReport:
@@ -47,10 +48,10 @@ def judge(
     one is known, and the p-values of all available signals share the rest (Holm). A fall of the score asks for a
     retrain when its lower 95 % bound also exceeds `drift.score_drop`; where something else surely moved and no label is
     left to ask for, the measured fall is enough, for the gates stand before a candidate; so it is where the base alone,
-    told the window's labels, would surely answer better by that much. `set_aside` counts rows of the
-    window's traffic that were malformed, `in_vain` retrains of this adapter that its gates refused: a new topic that it
-    cannot take up without losing what it knows asks for an adapter of its own. Where too few requests are labelled for
-    a candidate to be `judgeable`, a retrain would be for nothing: labels are asked for instead.
+    told the window's labels, would surely answer better by that much. `set_aside` counts malformed rows that came
+    beside `among` others, by default those of the window; `in_vain` retrains of this adapter that its gates refused: a
+    new topic that it cannot take up without losing what it knows asks for an adapter of its own. Where too few requests
+    are labelled for a candidate to be `judgeable`, a retrain would be for nothing: labels are asked for instead.
 
     The same arguments give the same report. Permutation tests draw up to twice as often as the correction needs.
 
@@ -58,7 +59,7 @@ def judge(
     >>> judge(nothing, nothing, DriftSpec(), seed=0).sentence
     'not enough data: 0 rows in the window, 50 needed; nothing'
     """
-    came = window.rows + set_aside
+    came = (window.rows if among is None else among) + set_aside
     if came >= drift.min_rows and set_aside >= SET_ASIDE_LIMIT * came:
         text = f"of the traffic rows are malformed ({set_aside:,} of {came:,})"
         malformed = Evidence("malformed rows", "share", set_aside / came, SET_ASIDE_LIMIT, None, True, (text,))

@@ -203,10 +203,10 @@ def test_the_verdict_that_is_told_of_a_window_is_the_one_that_stands_whatever_be
         home = opened()
         champion = home.ledger.champion("yak")
         assert champion is not None
-        arrivals = watch.newest_arrivals(home, champion)
+        window = watch.newest_arrivals(home, champion)
         for malformed, needed in ((0, 60), (200, 60), (0, 60), (0, 1000), (0, 60)):
             monkeypatch.setattr(watch, "rows_needed", lambda spec, needed=needed: needed)
-            seen.append(watch.watched(home, champion, arrivals, malformed, None))
+            seen.append(watch.watched(home, champion, replace(window, malformed=malformed), None))
             if len(seen) == 1:
                 claim(home, champion, heard[0])
     assert [one.report.action for one in seen] == [ASKS, "stop and look", ASKS, "watch", ASKS]
@@ -214,6 +214,62 @@ def test_the_verdict_that_is_told_of_a_window_is_the_one_that_stands_whatever_be
         (one.report.verdict, one.report.action) for one in seen
     ]
     assert len({one.finding.window_digest for one in seen}) == len(heard) == 1
+
+
+def dated(path: Path, day: str) -> Path:
+    path.write_text(path.read_text().replace('"2026-01-01', f'"2026-01-{day}'))
+    return path
+
+
+def test_malformed_rows_are_judged_with_the_requests_that_they_came_with_however_they_were_taken_in(
+    desk_home: Any, desk: Any
+) -> None:
+    """100 of the first 200 rows are malformed: a fault at every watch until newer requests fill the window. The same
+    rows in one file, judged by itself, are the same."""
+    served_as(desk_home, "ox")
+    old = dated(desk_home.traffic("old.jsonl", desk["intent"].rows(100, seed=84)), "02")
+    old.write_text(old.read_text().replace("}\n", "}\n{\n"))
+    new = dated(desk_home.traffic("new.jsonl", desk["intent"].rows(300, seed=85)), "03")
+    whole = desk_home.folder / "whole.jsonl"
+    whole.write_text(old.read_text() + new.read_text())
+
+    def told(*words: object) -> str:
+        said = desk_home.run("--json", "watch", "ox", *words)
+        (seen,) = json.loads(said.out)["result"]
+        return str(seen["finding"]["report"]["sentence"])
+
+    assert "of the traffic rows are malformed (100 of 200)" in told("--traffic", old)
+    assert "malformed" not in told("--traffic", whole)
+    assert desk_home.run("traffic", "add", "ox", old).code == 0
+    for _ in range(2):
+        assert "of the traffic rows are malformed (100 of 200)" in told()
+    put_in_inbox(desk_home, "ox", new)
+    assert "malformed" not in told()
+    assert desk_home.sql("SELECT DISTINCT rows FROM windows WHERE task = 'ox' ORDER BY rows") == [(100,), (300,)]
+
+
+def test_labels_in_rows_of_their_own_are_joined_with_the_requests_of_a_file_that_is_watched_or_learned_from(
+    desk_home: Any, desk: Any
+) -> None:
+    from flows.fresh import fresh_rows, window_file
+    from flows.watch import arrived
+    from flows.wiring import opened
+
+    rows = desk["intent"].rows(80, seed=86)
+    path = desk_home.traffic("apart.jsonl", rows, labelled=False)
+    labels = [{"id": f"apart.jsonl {n}", "label": row["label"]} for n, row in enumerate(rows[:70])]
+    path.write_text(path.read_text() + desk_home.rows("only labels.jsonl", labels).read_text())
+    with desk_home.active():
+        home = opened()
+        champion = home.ledger.champion("intent")
+        assert champion is not None
+        window = arrived(champion, str(path))
+        known, aside = fresh_rows(home, champion, str(path))
+        joined = Path(window_file(home, "intent", known))
+    assert (len(window.rows), sum(row.labelled for row in window.rows), window.malformed) == (80, 70, 0)
+    assert (len(known), len(aside)) == (70, 0)
+    kept = [json.loads(line) for line in joined.read_text().splitlines()]
+    assert [(row["text"], row["label"]) for row in kept] == [(row["text"], row["label"]) for row in rows[:70]]
 
 
 def _stdin(path: Path) -> Any:
@@ -256,10 +312,10 @@ def test_a_window_begins_after_the_newest_request_that_its_champion_learned_from
         home = opened()
         champion = home.ledger.champion("intent")
         assert champion is not None
-        everything = newest_arrivals(home, champion)
+        everything = newest_arrivals(home, champion).rows
         moments = sorted(row.at for row in everything if row.at is not None)
         taught = {**champion.spec, "retrain": {**champion.spec["retrain"], "through": moments[-11].isoformat()}}
-        after = newest_arrivals(home, replace(champion, spec=taught))
+        after = newest_arrivals(home, replace(champion, spec=taught)).rows
     assert len(everything) > 40
     assert sorted(row.at for row in after if row.at is not None) == moments[-10:]
 

@@ -109,6 +109,20 @@ def test_a_sender_that_was_last_heard_of_long_ago_takes_no_room_from_the_one_tha
     assert [row.source for row in store.newest("triage", 11, per_source=5)] == ["elsewhere", *["web"] * 5]
 
 
+def test_a_malformed_row_counts_from_its_time_on_once_and_not_where_it_came_again_in_order(store) -> None:
+    at = [START + timedelta(days=n) for n in range(5)]
+    broken = [Aside(0, "", "not valid JSON", at[1]), Aside(0, "time", "missing", at[3], "e9"), event(1), event(1)]
+    broken[3] = broken[3]._replace(at=at[4])
+    take(store, broken)
+    assert [store.malformed("triage", since=day) for day in (None, at[1], at[2], at[4])] == [3, 3, 2, 1]
+    assert (store.malformed("triage", after=at[1]), store.malformed("triage", since=at[1], after=at[4])) == (2, 0)
+    assert store.malformed("other") == 0
+    take(store, [*broken, Aside(0, "", "not valid JSON", at[4])], "b")  # the same file, which has grown
+    assert store.malformed("triage") == 4
+    take(store, [event(9)], "c")  # the row was mended
+    assert store.malformed("triage") == 3
+
+
 def test_a_label_that_waits_for_its_event_is_no_part_of_a_window(store) -> None:
     take(store, [label(1, "x"), event(2)])
     assert [row.id for row in store.newest("triage", 9)] == ["e2"]

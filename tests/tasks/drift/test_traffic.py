@@ -149,8 +149,8 @@ def test_a_second_row_of_one_id_that_says_otherwise_is_set_aside(tmp_path: Path)
     found = read(jsonl(tmp_path / "a.jsonl", record(1), record(1, label="refund"), record(1, time="2026-01-01")))
     assert [row.columns["label"] for row in found.rows] == ["delivery"]
     assert found.set_aside == (
-        SetAside(2, "label", "id 'e1' came before with another label"),
-        SetAside(3, "time", "id 'e1' came before with another time"),
+        SetAside(2, "label", "id 'e1' came before with another label", NOW - timedelta(days=1)),
+        SetAside(3, "time", "id 'e1' came before with another time", datetime(2026, 1, 1, tzinfo=UTC)),
     )
 
 
@@ -284,3 +284,33 @@ def test_a_sender_that_was_last_heard_of_long_ago_takes_no_room_from_the_one_tha
     rows = [TrafficRow(f"{n}", NOW - timedelta(minutes=n), "ab"[n == 200], {}) for n in range(201)]
     assert [row.id for row in newest(rows, 10, per_source=5)] == [f"{n}" for n in reversed(range(10))]
     assert [row.source for row in newest(rows, 11, per_source=5)] == ["b", *["a"] * 5]
+
+
+def test_a_row_that_only_brings_a_label_is_joined_with_its_request_whichever_comes_first(tmp_path: Path) -> None:
+    asked = [record(n, label=None) for n in range(6)]
+    labels = [{"id": f"e{n}", "label": "delivery"} for n in range(8)]
+    rows = [*labels[:3], *asked, *labels[3:], *labels[5:7]]
+    found = read_traffic(jsonl(tmp_path / "a.jsonl", *rows), inputs=["message"], now=NOW, truth=["label"])
+    whole = read_traffic(
+        jsonl(tmp_path / "b.jsonl", *map(record, range(6))), inputs=["message"], now=NOW, truth=["label"]
+    )
+    assert {row.id: row for row in found.rows} == {row.id: row for row in whole.rows}
+    assert (found.labels, found.waiting, found.set_aside, found.rows_in) == (10, 2, (), len(rows))
+    other = read_traffic(
+        jsonl(tmp_path / "c.jsonl", record(1), {"id": "e1", "label": "refund"}),
+        inputs=["message"],
+        now=NOW,
+        truth=["label"],
+    )
+    assert [(one.row, one.field, one.time) for one in other.set_aside] == [(2, "label", NOW - timedelta(days=1))]
+
+
+def test_a_malformed_row_came_at_its_own_time_or_with_the_row_before_it(tmp_path: Path) -> None:
+    old, new = "2026-01-01", "2026-02-01"
+    rows = ["{", record(1, time=old), "{", record(2, message=None, time=new), record(3, time=new), "{"]
+    found = read(jsonl(tmp_path / "a.jsonl", *rows, record(4, message=None, time=old), record(4, time=new)))
+    days = [NOW, *(datetime(2026, month, 1, tzinfo=UTC) for month in (1, 2, 2, 1))]
+    assert [one.time for one in found.set_aside] == days
+    assert [one.id for one in found.set_aside] == ["", "", "e2", "", "e4"]
+    assert found.malformed(None) == 4  # e4 came well-formed, too
+    assert found.malformed(datetime(2026, 2, 1, tzinfo=UTC)) == 3
