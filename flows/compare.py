@@ -102,7 +102,7 @@ def compare(
     settings = settings_of(spec, methods or [], ranks or [], seeds, keep_alpha)
     refuse_impossible(settings)
     before = scored(spec, [test], None, learn)[test.name]
-    plans = [planned(each, base, data) for each in settings]
+    plans = [planned(each, base, data).plan for each in settings]
     rows = []
     with home.tracker.run(name=f"compare {spec.task}", experiment=spec.task, tags=TAGS) as run:
         for each, plan in zip(settings, plans, strict=True):

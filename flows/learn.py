@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -32,7 +33,7 @@ from tasks.memory import (
     read_shapes,
     refuse_if_too_large,
 )
-from tasks.planning import shapes_of
+from tasks.planning import Planner, shapes_of
 from tasks.specs import SIDES, AdapterSpec, Side
 from tasks.training.curve import Curve
 from tasks.training.diagnosis import Finding
@@ -107,8 +108,23 @@ def portable(spec: AdapterSpec) -> dict[str, Any]:
     return tree
 
 
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a run, and how another recipe on its rows is planned: for the same memory, corrected alike."""
+
+    plan: MemoryPlan
+    planner: Planner
+
+    def fits(self, spec: AdapterSpec) -> bool:
+        """Whether another recipe of this run fits the base and the memory that there was."""
+        try:
+            return self.planner(spec).fits
+        except SpecRefused:
+            return False
+
+
 @cheap
-def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
+def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> Planned:
     """What the run will need, before a weight is loaded; corrected by what earlier runs measured.
 
     Raises:
@@ -123,8 +139,11 @@ def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
         wrong = f"a row has {longest} tokens, the base reads {context}"
         raise SpecRefused.one("E-SPEC-018", f"{spec.task}:data.max_tokens", wrong, f"set it to {context} or less")
     answers = max(count([e.target for e in examples])) + 1 if spec.kind == "generation" else None
-    known = correction_of(opened(), base.architecture, base.parameters, device_memory(spec).card_bytes)
-    plan = plan_run(spec, folder, longest_tokens=longest, longest_answer=answers, correction=known)
+    device = device_memory(spec)
+    known = correction_of(opened(), base.architecture, base.parameters, device.card_bytes)
+    rows: dict[str, Any] = {"longest_tokens": longest, "longest_answer": answers}
+    planner: Planner = partial(plan_run, folder=folder, correction=known, device=device, **rows)
+    plan = planner(spec)
     refuse_if_too_large(plan, spec)
     largest = max(plan.causes, key=lambda cause: plan.causes[cause])
     voice.say(
@@ -132,7 +151,7 @@ def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> MemoryPlan:
         f" ({plan.causes[largest] / 2**20:.0f} MiB); {plan.trainable:,} trainable of {plan.parameters:,} parameters"
         + (f"; {known.sentence}" if known.runs else "")
     )
-    return plan
+    return Planned(plan, planner)
 
 
 def plan_run(
@@ -142,10 +161,13 @@ def plan_run(
     longest_tokens: int | None = None,
     longest_answer: int | None = None,
     correction: Correction = NOTHING_LEARNED,
+    device: DeviceMemory | None = None,
 ) -> MemoryPlan:
     """The memory plan of a spec on this machine (or on a GPU with `available_bytes`), for rows of the longest length
-    that the spec allows, or of the longest that there is."""
-    device = device_memory(spec) if available_bytes is None else DeviceMemory(True, available_bytes, available_bytes)
+    that the spec allows, or of the longest that there is. `device` is what was there before, where that is to count."""
+    if available_bytes is not None:
+        device = DeviceMemory(True, available_bytes, available_bytes)
+    device = device or device_memory(spec)
     free = device.free_bytes
     if available_bytes is None and spec.resources.memory_gib is not None:
         free = int(spec.resources.memory_gib * 2**30)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flows.learn import Candidate, Slice, plan_run, scored
+from flows.learn import Candidate, Slice, scored
 from flows.progress import voice
 from flows.resuming import Workplace
 from flows.teach import Unfit, trained
-from flows.validate import Dataset, base_folder
+from flows.validate import Dataset
 from flows.wiring import Home
 from tasks.data.examples import Example
-from tasks.errors import SpecRefused
-from tasks.memory import refuse_if_too_large
 from tasks.specs import AdapterSpec
 from tasks.training.diagnosis import Finding
 from tasks.training.repair import next_repair
@@ -31,6 +29,7 @@ def trained_well(
     tags: Mapping[str, str],
     datasets: Sequence[Dataset],
     workplace: Workplace,
+    fits: Callable[[AdapterSpec], bool],
     start: Path | None = None,
     spent_seconds: float = 0.0,
 ) -> Candidate:
@@ -39,6 +38,7 @@ def trained_well(
     Each further run is a child of the first in MLflow and says there why it was made. The test rows are not looked at.
 
     Args:
+        fits: whether a repair fits the base and the memory, planned as the run was.
         spent_seconds: what others before it, a retrain's earlier candidates, took of `repair.budget_minutes`.
 
     Raises:
@@ -74,7 +74,7 @@ def trained_well(
             spent_seconds += seconds
             if attempt == asked.repair.attempts:
                 break
-            repair = next_repair(asked, spec, findings, tried, _fits)
+            repair = next_repair(asked, spec, findings, tried, fits)
             if repair is None:
                 break
             if spent_seconds + seconds > 60 * asked.repair.budget_minutes:
@@ -108,11 +108,3 @@ def _standing(spec: AdapterSpec, validation: Sequence[Example], candidate: Candi
         return 0.0, -loss
     rows = Slice("validation", "", "validation", tuple(validation))
     return scored(spec, [rows], candidate.folder)["validation"].score, -loss
-
-
-def _fits(spec: AdapterSpec) -> bool:
-    try:
-        refuse_if_too_large(plan_run(spec, base_folder(spec.base)), spec)
-    except SpecRefused:
-        return False
-    return True

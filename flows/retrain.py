@@ -233,7 +233,7 @@ def attempted(
     base = identified(home, spec.base)
     known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
     spec = passed_over(spec, fresh, known)
-    planned(spec, base, fresh)
+    asked = planned(spec, base, fresh)
     replay = replayed(spec, fresh, known)
     slices = [slice_of(spec, fresh, name="fresh"), *(slice_of(spec, data) for data in known)]
     void = {e.key for data in known for e in data.snapshot.examples("test")}
@@ -263,6 +263,7 @@ def attempted(
                 datasets=[fresh, *known],
                 start=adapter,
                 workplace=workplace,
+                fits=asked.fits,
                 spent_seconds=spent_seconds,
             ) as candidate:
                 version = remembered(home, key, candidate, base, champion, fresh, known, slices, workplace.lease)

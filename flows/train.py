@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import flow
 
@@ -37,13 +39,15 @@ TAGS = {"factory.flow": "train"}  # of its run in MLflow
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a spec before it is trained. `spec` is settled, `key` that of its version."""
+    """What is known of a spec before it is trained. `spec` is settled, `key` that of its version;
+    `fits` plans a repair as the run was planned."""
 
     spec: AdapterSpec
     base: BaseRecord
     data: Dataset
     plan: MemoryPlan
     key: str
+    fits: Callable[[AdapterSpec], bool]
 
 
 def prepared(home: Home, spec: AdapterSpec) -> Prepared:
@@ -56,9 +60,9 @@ def prepared(home: Home, spec: AdapterSpec) -> Prepared:
     base = identified(home, spec.base)
     data = validated(home, spec)
     spec = settled(spec, data)
-    plan = planned(spec, base, data)
+    known = planned(spec, base, data)
     key = key_of(home, spec, base, made_from=[("dataset", data.digest)], judged_on=[data.digest])
-    return Prepared(spec, base, data, plan, key)
+    return Prepared(spec, base, data, known.plan, key, known.fits)
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,8 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
             slice_of(spec, data),
         )
         slices = [test, *earlier_slices(home, spec, data)]
-        with trained_well(
-            home, spec, learn, choose, name=spec.task, tags=TAGS, datasets=[data], workplace=workplace
-        ) as candidate:
+        place: dict[str, Any] = {"workplace": workplace, "fits": asked.fits}
+        with trained_well(home, spec, learn, choose, name=spec.task, tags=TAGS, datasets=[data], **place) as candidate:
             before = scored(spec, [test], None, learn)[test.name]
             scores = scored(spec, slices, candidate.folder)
             after = scores[test.name]

@@ -11,9 +11,12 @@ TIMID = {"training__learning_rate": 2e-5, "training__steps": 40}
 
 @pytest.fixture(scope="module")
 def repaired(new_factory: Any, desk: Any) -> Any:
-    """A rate that is far too low, with two repairs; what the test rows were asked for is counted."""
+    """A rate that is far too low, with two repairs; what the test rows were asked for is counted. The memory is as much
+    as its short rows take and no more."""
     import tasks.evaluation.scoring as scoring
-    from flows.train import train
+    from flows.train import prepared, train
+    from flows.wiring import opened
+    from tasks.spec_files import load_adapter_spec
 
     factory, asked_rows = new_factory(), []
     score = scoring.score
@@ -22,7 +25,10 @@ def repaired(new_factory: Any, desk: Any) -> Any:
         asked_rows.append(len(examples))
         return score(base, model, examples, metric)
 
-    path = factory.spec(desk["intent"], "timid", repair={"attempts": 2, "budget_minutes": 10}, **TIMID)
+    asked = {"repair": {"attempts": 2, "budget_minutes": 10}, **TIMID}
+    with factory.active():
+        need = prepared(opened(), load_adapter_spec(factory.spec(desk["intent"], **asked))).plan.peak_bytes
+    path = factory.spec(desk["intent"], "timid", resources__memory_gib=need / 2**30, **asked)
     with factory.active(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", counting)
         outcome = train(str(path), promote=False)
@@ -63,6 +69,31 @@ def test_the_same_spec_again_gives_the_repaired_version(repaired: Any) -> None:
     _, outcome, _, again = repaired
     assert again.version == outcome.version
     assert again.candidate is None
+
+
+def test_a_repair_fits_where_a_run_of_that_recipe_would_be_let_through(
+    new_factory: Any, desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that there was before the first run counts, not what that run has left of it."""
+    from flows.learn import DeviceMemory
+    from flows.train import prepared
+    from flows.wiring import opened
+    from tasks.memory import Correction
+    from tasks.spec_files import load_adapter_spec
+
+    factory, free = new_factory(), 2**40
+    monkeypatch.setattr("flows.learn.device_memory", lambda spec: DeviceMemory(False, free, 0))
+    monkeypatch.setattr("flows.learn.correction_of", lambda *_: Correction(1.5, 0, 3))
+    spec = load_adapter_spec(factory.spec(desk["intent"]))
+    repaired = load_adapter_spec(factory.spec(desk["intent"], method__rank=32))
+    with factory.active():
+        home = opened()
+        own, more = (prepared(home, each).plan.peak_bytes for each in (spec, repaired))
+        assert own < more
+        for free in (own, more - 1, more):
+            room, free = prepared(home, spec), 0
+            assert room.fits(spec)
+            assert room.fits(repaired) == (room.plan.available_bytes >= more)
 
 
 def test_without_time_for_another_run_the_first_one_stands(new_factory: Any, desk: Any) -> None:
