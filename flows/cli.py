@@ -74,7 +74,7 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 def _ended(error: BaseException) -> int:
     """Lines to stderr, one JSON document to stdout where it was asked for, and the exit code."""
-    from flows.complaints import as_json, complain
+    from flows.complaints import as_json, complain, stop_behind
 
     if isinstance(error, typer.Abort):
         error = KeyboardInterrupt()
@@ -82,6 +82,7 @@ def _ended(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    error = stop_behind(error)
     show_gates(error)
     code = complain(error)
     if manner.json:

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from infra.redaction import redacted
 from tasks.errors import FactoryError, Problem
+from tasks.training.interruption import Stopped
 
 DISK_REFUSES = frozenset({errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM})
 BUG, INTERRUPTED, TERMINATED, NO_SPACE, DOWN, USAGE = 70, 130, 143, 8, 7, 2
@@ -18,6 +19,17 @@ class Terminated(BaseException):
 
 
 STOPPED = {KeyboardInterrupt: INTERRUPTED, Terminated: TERMINATED}
+
+
+def stop_behind(error: BaseException) -> BaseException:
+    """The stop that was heard, where a failure met while it was obeyed came in its place: a service beside the command
+    on its terminal hears Ctrl-C too, and is gone. An error of ours stands."""
+    behind: BaseException | None = error
+    while behind is not None and not _is_ours(error) and not isinstance(error, SystemExit):
+        if isinstance(behind, (*STOPPED, Stopped)):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return error
 
 
 def lines_and_code(error: BaseException) -> tuple[list[str], int]:

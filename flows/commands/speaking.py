@@ -42,10 +42,12 @@ def ready() -> Any:
     from flows.progress import voice
     from infra.environment import export_environment
     from infra.settings import load_settings
+    from infra.temporary_server import shield
 
     voice.quiet = manner.quiet or manner.json
     settings = load_settings()
     export_environment(settings, debug=manner.debug)
+    shield()
     settings.prefect_home.mkdir(parents=True, exist_ok=True)  # its embedded server does not start without
     return settings
 

@@ -8,10 +8,11 @@ import signal
 import pytest
 
 from flows.cli import main
-from flows.complaints import Terminated, as_json, lines_and_code
+from flows.complaints import Terminated, as_json, lines_and_code, stop_behind
 from infra.errors import SettingsRefused
 from registry import errors as registry_errors
 from tasks import errors as task_errors
+from tasks.training.interruption import Stopped
 
 LINE = re.compile(r"^E-[A-Z]+-\d{3} .+: .+ -> .+$")
 PARTS = ("E-ENV-001", "somewhere", "is wrong", "mend it")
@@ -66,6 +67,33 @@ def test_a_person_who_stops_it_made_no_mistake() -> None:
 
 def test_a_command_that_has_said_all_is_not_commented() -> None:
     assert lines_and_code(SystemExit(7)) == ([], 7)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Terminated(), Stopped.one(*PARTS)], ids=type)
+@pytest.mark.parametrize("error", [ConnectTimeout("gone"), ConnectionResetError(), RuntimeError()], ids=type)
+def test_what_fails_while_a_stop_is_obeyed_does_not_hide_the_stop(
+    stop: BaseException, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        try:
+            try:
+                raise stop
+            except BaseException:
+                raise error  # noqa: B904 # as a client does that says farewell to a server that is gone
+        finally:
+            error.__suppress_context__ = True
+
+    monkeypatch.setattr("flows.cli.app", failing)
+    with pytest.raises(SystemExit) as ended:
+        main(["status"])
+    lines, code = lines_and_code(stop)
+    assert (ended.value.code, capsys.readouterr().err.splitlines()) == (code, lines)
+
+
+def test_an_error_of_ours_is_told_whatever_was_heard_before_it() -> None:
+    refused = task_errors.DataRefused.one(*PARTS)
+    refused.__context__ = KeyboardInterrupt()
+    assert stop_behind(refused) is refused
 
 
 def test_a_sigterm_that_no_training_hears_is_one_line(

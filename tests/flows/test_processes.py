@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,55 @@ def test_a_refusal_within_a_flow_is_its_line_and_no_other_word(factory: Any, int
     said = factory.finish(factory.start("promote", "nobody"))
     assert (said.code, said.out) == (2, "")
     assert [line.split(":")[0] for line in said.lines] == ["E-LEDGER-001 nobody"]
+
+
+WITH_A_SERVER = """
+from flows.commands.speaking import ready
+ready()
+from prefect.client.orchestration import get_client
+from prefect.server.api.server import SubprocessASGIServer
+import time
+client = get_client(sync_client=True)
+try:
+    print(SubprocessASGIServer().server_process.pid, flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    time.sleep(3)  # as long as it would take a server that has heard it to end
+    print(client.api_healthcheck(), flush=True)  # None where it is well
+"""
+
+
+def test_a_temporary_server_hears_no_ctrl_c_and_ends_with_its_command(tmp_path: Path) -> None:
+    """Ctrl-C as a terminal sends it, to a command and all that it has started in its group; and a kill of it alone."""
+    from infra.running import born
+
+    kinds = (signal.SIGINT, signal.SIGKILL)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "FACTORY_"))}
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler){WITH_A_SERVER}"],
+            env={**variables, "FACTORY_HOME": str(tmp_path / kind.name)},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for kind in kinds
+    ]
+    try:
+        for kind, command in zip(kinds, commands, strict=True):
+            assert command.stdout is not None
+            server = int(command.stdout.readline())
+            assert born(server)
+            (os.killpg if kind is signal.SIGINT else os.kill)(command.pid, kind)
+            said, _ = command.communicate(timeout=60)
+            assert (command.returncode, said) == ((0, "None\n") if kind is signal.SIGINT else (-kind, ""))
+            end = time.monotonic() + 30
+            while born(server):
+                assert time.monotonic() < end, "the server is still there"
+                time.sleep(0.1)
+    finally:
+        for command in commands:
+            command.kill()
 
 
 def test_training_goes_on_without_mlflow_and_reconcile_delivers_later(
