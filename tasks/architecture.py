@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.base_config import checked
 from tasks.errors import ArtifactRefused
-from tasks.memory import Shapes, with_usual_names
+from tasks.memory import Shapes
 
 GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")  # a gated feed-forward part
 TIED_UNLESS_SAID = ("gemma", "gemma2", "gemma3_text")
@@ -25,14 +26,15 @@ def shapes_of_config(config: Mapping[str, Any], where: str = "config.json") -> S
     '6,738,415,616'
 
     Raises:
-        ArtifactRefused: the family is not known here; its weights' headers must be there then.
+        ArtifactRefused: its sizes cannot be; or the family is not known here; its weights' headers must be there then.
     """
+    config = checked(config, where)
     family = config.get("model_type")
     try:
         if family in GATED:
             return _gated(config)
         if family in ENCODERS:
-            return _encoder(with_usual_names(config))
+            return _encoder(config)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactRefused.one(
             "E-BASE-010", where, f"describes no whole model: {error!r}", "name a complete config"

@@ -5,7 +5,6 @@ Shapes come from the headers of the safetensors files (a few KiB), so a model of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.activations import Step, held
+from tasks.base_config import read_config
 from tasks.errors import ArtifactRefused, Problem, SpecRefused
 from tasks.fitting import fitting_changes, in_words, may_share_base, rows_at_once
 from tasks.headers import header_of
@@ -26,12 +26,6 @@ AMX_FROM_HIDDEN = 128  # from this size on a CPU with tiles of bfloat16 gains fr
 WEIGHTS = ("weights in 4 bit", "quantisation constants", "weights in 16 bit", "weights in 32 bit")
 BEFORE_THE_RUN = (*WEIGHTS, "loading", "cuda context")
 SHOWN_REMEDIES = 4
-USUAL_NAMES = {
-    "hidden_size": ("dim", "n_embd", "d_model"),
-    "intermediate_size": ("hidden_dim", "n_inner"),
-    "num_hidden_layers": ("n_layers", "n_layer"),
-    "num_attention_heads": ("n_heads", "n_head"),
-}
 EMBEDDINGS = ("wte", "wpe")  # beside all that is called so
 STORED_ACROSS = ("gpt2", "openai-gpt")  # (in, out), and no torch linear layer before it is quantised
 SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")  # without which nothing can be planned
@@ -145,26 +139,12 @@ def read_shapes(folder: Path) -> Shapes:
             else:
                 other += size
     path = folder / "config.json"
-    config = {"vocab_size": vocabulary} | with_usual_names(json.loads(path.read_text(encoding="utf-8")))
+    config = {"vocab_size": vocabulary} | read_config(path)
     if unsaid := [name for name in SIZES if not config.get(name)]:
         raise ArtifactRefused.one("E-BASE-010", path, f"does not say {', '.join(unsaid)}", "name a complete config")
     if config.get("model_type") in STORED_ACROSS:
         linear = {name: (out, into) for name, (into, out) in linear.items()}
     return Shapes(linear, other, stored, config, biases)
-
-
-def with_usual_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its sizes also under the names that most families use; of one that has parts, those of the text.
-
-    >>> with_usual_names({"model_type": "distilbert", "dim": 768})["hidden_size"]
-    768
-    >>> with_usual_names({"model_type": "gemma3", "text_config": {"hidden_size": 2560}})["hidden_size"]
-    2560
-    """
-    text = config.get("text_config")
-    config = {**(text if isinstance(text, dict) else {}), **config}
-    found = {usual: config[own] for usual, names in USUAL_NAMES.items() for own in names if config.get(own)}
-    return found | config
 
 
 def nf4_bytes(parameters: int, *, double_quant: bool = True, block: int = 64, second_block: int = 256) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.architecture import shapes_of_config
+from tasks.base_config import read_config
 from tasks.memory import MemoryPlan, Shapes, read_shapes
 from tasks.methods.catalogue import METHODS
 from tasks.specs import AdapterSpec
@@ -40,16 +41,8 @@ def shapes_of(folder: Path) -> Shapes:
     """
     if any(folder.glob("*.safetensors")):
         return read_shapes(folder)
-    import json
-
-    from tasks.errors import ArtifactRefused
-
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactRefused.one("E-BASE-010", path, f"cannot be read: {error}", "name a model's folder") from error
-    return shapes_of_config(config, str(path))
+    return shapes_of_config(read_config(path), str(path))
 
 
 def full_static_bytes(parameters: int) -> int:
