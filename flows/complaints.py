@@ -41,8 +41,8 @@ def lines_and_code(error: BaseException) -> tuple[list[str], int]:
 
 
 def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
-    """An error of ours knows both. Of the others a full or failing disk and a silent service are recognised; the
-    rest is a bug."""
+    """An error of ours knows both. Of the others a full or failing disk, a name too long for a file and a silent
+    service are recognised; the rest is a bug."""
     if _is_ours(error):
         return error.problems, int(error.exit_code)
     if isinstance(error, SystemExit):  # a command that has said all there is to say
@@ -52,6 +52,9 @@ def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = str(error.filename or "disk")
         return (Problem("E-STORE-006", where, "no space left", "free space and run again"),), NO_SPACE
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        where, wrong = f"{str(error.filename)[:60]}...", "is too long for the name of a file"
+        return (Problem("E-SPEC-049", where, wrong, "name another"),), USAGE
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         remedy = "see to the disk and its permissions, and run again; what was written before is whole"
         where = str(error.filename or "disk")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.learn import datasets_of
+from flows.places import is_there, write_out
 from flows.validate import base_folder, remembered_dataset
 from flows.wiring import Home
 from registry.curves import Points, recorded_points
@@ -18,7 +19,7 @@ from tasks.planning import shapes_of
 from tasks.specs import AdapterSpec
 from tasks.training.curve import Curve, Look, Step
 from tasks.training.diagnosis import Finding, Reach, diagnose
-from tasks.training.foreign import read_trainer_state
+from tasks.training.foreign import read_trainer_state, refuse_unbelievable
 from tasks.training.recipe import reach_of
 
 QUIET = ("no drift", "not enough data")
@@ -44,7 +45,7 @@ def reading_of(home: Home, source: str, out: Path | None = None) -> Reading:
     from flows.publish import curve_figure
 
     path, reach = Path(source), None
-    if path.exists():
+    if is_there(path):
         name, curve, ref = path.name, read_trainer_state(path), ""
     else:
         run, ref = source, ""
@@ -56,10 +57,10 @@ def reading_of(home: Home, source: str, out: Path | None = None) -> Reading:
             run, ref, reach = version.run, version.ref, known_reach(home, version)
         told, points = recorded_points(home.tracker, run)
         name, curve = ref or told, curve_of(points)
+        refuse_unbelievable(curve, name)
     findings = (*diagnose(curve, reach=reach), *(shifts(home, ref) if ref else ()))
-    figure = out or home.settings.home / "reports" / f"curve-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.svg"
-    figure.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_bytes(curve_figure(name, curve, findings))
+    figure = out or home.settings.home / "reports" / f"curve-{re.sub(r'[^a-z0-9]+', '-', name.lower())[:100]}.svg"
+    write_out(figure, curve_figure(name, curve, findings))
     return Reading(name, curve, findings, figure)
 
 

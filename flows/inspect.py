@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.places import write_out
 from flows.publish import slug
 from flows.report import Share, Table
 from flows.wiring import Home
@@ -106,9 +107,8 @@ def drawn(
     from tasks.figures.inside import inside
 
     path = out or home.settings.home / "reports" / f"inside-{slug(ref)}.svg"
-    path.parent.mkdir(parents=True, exist_ok=True)
     spectra = {one.module: one.values for one in insides}
-    path.write_bytes(inside(spectra, phi=phi, other=other, title="The update by module", subtitle=ref))
+    write_out(path, inside(spectra, phi=phi, other=other, title="The update by module", subtitle=ref))
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from flows.places import writing_to
 from registry.durable import replace_file
 from registry.lineage import Lineage, as_json
 
@@ -16,11 +17,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(lineage: Lineage, path: Path) -> Path:
-    """The page, whole or not at all."""
+    """The page, whole or not at all.
+
+    Raises:
+        SpecRefused: nothing can be written there.
+    """
     shelf = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["html", "j2"]))
     page = shelf.get_template("lineage.html.j2").render(root=lineage.root, data=in_script(drawn(lineage)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, page.encode())
+    with writing_to(path, "--page"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, page.encode())
     return path
 
 

@@ -64,7 +64,11 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     write_new(temporary, data)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except OSError:  # a folder has the name
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

@@ -67,6 +67,7 @@ def validate(
     loaded = spec_of_file(spec) if is_data(spec) else load_adapter_spec(spec)
     refuse_early(loaded)
     ready()
+    from flows.places import writing_to
     from flows.validate import validate as flow
 
     data = flow(str(Path(spec).absolute()) if is_data(spec) else spec, redact)
@@ -80,12 +81,14 @@ def validate(
     if suite:
         from tasks.data.suites import write_suite
 
-        pages.append(f"suite {write_suite(data.snapshot.suite, Path(suite))}")
+        with writing_to(Path(suite), "--suite"):
+            pages.append(f"suite {write_suite(data.snapshot.suite, Path(suite))}")
     if docs:
         from tasks.data.layouts import columns_of_rows
         from tasks.data.suites import write_data_docs
 
-        pages.append(f"docs {write_data_docs(data.snapshot.suite, columns_of_rows(loaded.data), Path(docs))}")
+        with writing_to(Path(docs), "--docs"):
+            pages.append(f"docs {write_data_docs(data.snapshot.suite, columns_of_rows(loaded.data), Path(docs))}")
     tell(data.record, *lines, *([f"... and {more} more"] if more > 0 else []), *pages, f"snapshot {data.digest}")
 
 

@@ -13,6 +13,8 @@ from tasks.training.curve import Curve, Look, Step
 
 STATE_FILE = "trainer_state.json"
 LARGEST_BYTES = 200_000_000
+LARGEST_STEP, LARGEST_FIGURE = 10**12, 1e40  # above all that float32 holds; sums and pictures of them stay finite
+NO_RUN = "name a curve that a training has logged"
 SCORES = ("eval_accuracy", "eval_mean_token_accuracy")  # as examples of Trainer and SFTTrainer name them
 
 
@@ -43,7 +45,7 @@ def read_trainer_state(path: Path) -> Curve:
     history = told.get("log_history") if isinstance(told, dict) else None
     if not isinstance(history, list):
         raise _refused(path, f"is no {STATE_FILE}: it holds no list `log_history`")
-    entries = [entry for entry in history if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+    entries = [entry for entry in history if isinstance(entry, dict) and type(entry.get("step")) is int]
     try:
         steps, looks = _curve_in(entries)
         planned = int(told.get("max_steps") or max((step.step for step in steps), default=0))
@@ -52,7 +54,27 @@ def read_trainer_state(path: Path) -> Curve:
     if not steps:
         raise _refused(path, "logged no loss", "train with logging_steps=1")
     norms_known = all(entry.get("grad_norm") is not None for entry in entries if "loss" in entry)
-    return Curve(steps, looks, planned, norms_known=norms_known, may_skip=True)
+    curve = Curve(steps, looks, planned, norms_known=norms_known, may_skip=True)
+    refuse_unbelievable(curve, path)
+    return curve
+
+
+def refuse_unbelievable(curve: Curve, where: Path | str) -> None:
+    """A curve from elsewhere may hold any number. Infinity and what is no number are read as such.
+
+    Raises:
+        ArtifactRefused: a step or a figure of it is out of all bounds.
+    """
+    points: list[Step | Look] = [*curve.steps, *curve.looks]
+    for point in points:
+        if not 0 <= point.step <= LARGEST_STEP:
+            shown = str(point.step) if abs(point.step) <= LARGEST_STEP else f"of {len(str(abs(point.step)))} digits"
+            raise _refused(where, f"holds a step {shown}, not between 0 and {LARGEST_STEP:.0e}", NO_RUN)
+        told = (point.loss, point.rate, point.grad_norm) if isinstance(point, Step) else (point.loss, point.score or 0)
+        for figure in told:
+            if math.isfinite(figure) and abs(figure) > LARGEST_FIGURE:
+                wrong = f"holds {figure:.3g} at step {point.step}, beyond {LARGEST_FIGURE:.0e}"
+                raise _refused(where, wrong, NO_RUN)
 
 
 def _curve_in(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[Step, ...], tuple[Look, ...]]:
@@ -77,7 +99,7 @@ def _curve_in(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[Step, ...], t
     return steps, looks
 
 
-def _refused(path: Path, wrong: str, remedy: str = "name the file that the Trainer wrote") -> FactoryError:
+def _refused(path: Path | str, wrong: str, remedy: str = "name the file that the Trainer wrote") -> FactoryError:
     return ArtifactRefused.one("E-TRAIN-005", path, wrong, remedy)
 
 

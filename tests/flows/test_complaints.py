@@ -41,6 +41,7 @@ class ConnectTimeout(Exception):
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 8),
         (OSError(errno.EIO, "Input/output error", "/data/x"), 7),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 7),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000), 2),
         (ConnectionRefusedError(111, "Connection refused"), 7),
         (ConnectTimeout("timed out"), 7),
         (ValueError("something\nof several lines"), 70),

@@ -44,6 +44,36 @@ def test_a_trainers_state_file_is_read_too(factory: Any) -> None:
     assert (factory.folder / "foreign.svg").is_file()
 
 
+FALLING = [{"step": i, "loss": 4.0 - i / 10, "learning_rate": 1e-3, "grad_norm": 0.1} for i in range(1, 31)]
+
+
+def test_a_file_with_the_longest_name_is_read_and_a_longer_one_is_none(factory: Any) -> None:
+    path = factory.folder / ("a" * 255)
+    path.write_text(json.dumps({"log_history": FALLING, "max_steps": 30}))
+    said = factory.run("diagnose", path)
+    assert said.code == 0, said.err
+    for name in (f"{path}a", "a" * 5000, "a/" * 3000):
+        said = factory.run("diagnose", name)
+        assert (said.code, len(said.lines)) == (2, 1), said.err
+        assert said.lines[0].startswith("E-LEDGER-")
+
+
+def test_a_figure_is_refused_a_place_where_no_file_can_be(factory: Any) -> None:
+    path = factory.folder / "state.json"
+    path.write_text(json.dumps({"log_history": FALLING, "max_steps": 30}))
+    (factory.folder / "loop").symlink_to("loop")
+    for out in (
+        factory.folder,
+        path / "x.svg",
+        path / "x" / "y.svg",
+        factory.folder / ("a" * 300),
+        factory.folder / "loop",
+    ):
+        said = factory.run("diagnose", path, "--out", out)
+        assert said.code == 2, said.err
+        assert [line.split(":")[0] for line in said.lines] == [f"E-SPEC-049 --out {out}"]
+
+
 def test_what_is_neither_is_refused_in_one_line(factory: Any, intent: Any) -> None:
     for source, code in (("nobody:1", 2), ("0" * 32, 2)):
         said = factory.run("diagnose", source)

@@ -7,8 +7,11 @@ import random
 import re
 from pathlib import Path
 
+import pytest
+
 from flows.lineage_page import columns_of, in_script, write_page
 from registry.lineage import Lineage, Link, Node, as_json
+from tasks.errors import SpecRefused
 
 
 def drawn(names: list[str], links: list[tuple[str, str]], label: str = "") -> Lineage:
@@ -37,3 +40,19 @@ def test_the_page_holds_the_whole_lineage_in_one_file_and_fetches_nothing(tmp_pa
     assert [{k: v for k, v in node.items() if k != "column"} for node in found["nodes"]] == as_json(lineage)["nodes"]
     assert found["links"] == as_json(lineage)["links"]
     assert json.loads(in_script(evil)) == evil
+
+
+def test_a_page_is_refused_a_place_where_no_file_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for path in (
+        tmp_path,
+        tmp_path / "file" / "page.html",
+        tmp_path / "file" / "a" / "page.html",
+        tmp_path / ("a" * 300),
+    ):
+        with pytest.raises(SpecRefused, match=r"^E-SPEC-049 --page ") as refused:
+            write_page(drawn(["a:1"], []), path)
+        assert len(refused.value.problems) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}.*"))
+    assert (tmp_path / "file").read_text() == "kept"

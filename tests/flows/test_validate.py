@@ -146,6 +146,14 @@ def test_data_docs_are_built_on_request(factory: Any, told: Any) -> None:
     assert any("must never be null" in page.read_text("utf-8") for page in folder.rglob("*.html"))
 
 
+def test_a_suite_and_pages_are_refused_a_place_where_none_can_be(factory: Any) -> None:
+    spec = classes(factory, "places", strange_rows(80, "places"))
+    for option, place in (("--suite", factory.folder), ("--suite", spec / "suite.json"), ("--docs", spec)):
+        said = factory.run("validate", spec, option, place)
+        assert said.code == 2, said.err
+        assert said.lines[-1].startswith(f"E-SPEC-049 {option} {place}: cannot be written: ")
+
+
 def test_a_set_that_is_through_in_three_seconds_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import data_words
     from flows.progress import Voice

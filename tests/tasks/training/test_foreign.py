@@ -50,6 +50,26 @@ def test_a_curve_without_gradient_norms_is_read_all_the_same(tmp_path: Path) -> 
     assert finding.cause == "healthy"
 
 
+@pytest.mark.parametrize("name", ["loss", "learning_rate", "grad_norm", "eval_loss", "step"])
+@pytest.mark.parametrize("place", [0, 30, 59])
+def test_a_figure_or_a_step_beyond_all_bounds_is_refused(tmp_path: Path, name: str, place: int) -> None:
+    path, far = tmp_path / "trainer_state.json", [10**30, -(10**30), 10**400] if name == "step" else [1e308, -1e308]
+    for value in far:
+        history = steps(FALLING, grad_norm=0.5)
+        if name == "eval_loss":
+            history.append({"step": place + 1, name: value})
+        history[place if name != "eval_loss" else -1][name] = value
+        path.write_text(json.dumps({"log_history": history, "max_steps": 60}))
+        with pytest.raises(ArtifactRefused, match=r"^E-TRAIN-005 .*: holds .*-> name a curve") as refused:
+            read_trainer_state(path)
+        assert len(str(refused.value)) < 300 + len(str(path))
+
+
+def test_a_norm_as_large_as_float32_holds_and_one_that_is_infinite_are_read(tmp_path: Path) -> None:
+    history = [*steps(FALLING[:59], grad_norm=3.4e38), {"step": 60, "loss": 0.6, "grad_norm": math.inf}]
+    assert len(read_trainer_state(written(tmp_path / "trainer_state.json", history)).steps) == 60
+
+
 def test_a_loss_that_is_no_number_is_found_in_it(tmp_path: Path) -> None:
     broken = written(tmp_path / "trainer_state.json", steps([*FALLING[:30], math.nan, *FALLING[31:]]))
     finding = diagnose(read_trainer_state(broken))[0]

@@ -1,0 +1,51 @@
+"""Files and folders that a person names: whether something is there, and what cannot be written there."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.errors import SpecRefused
+
+NO_PLACE = frozenset(
+    {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY}
+)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; what is too long to be a file's name does not."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
+@contextmanager
+def writing_to(path: Path, option: str) -> Iterator[None]:
+    """The block writes to the path that an option names.
+
+    Raises:
+        SpecRefused: nothing can be written there: a folder has the name, or a file that of a folder above.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        wrong = f"cannot be written: {(error.strerror or 'no reason given').lower()}"
+        raise SpecRefused.one("E-SPEC-049", f"{option} {path}", wrong, "name another place") from error
+
+
+def write_out(path: Path, data: bytes, option: str = "--out") -> None:
+    """A file and the folders above it.
+
+    Raises:
+        SpecRefused: nothing can be written there.
+    """
+    with writing_to(path, option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
