@@ -364,7 +364,7 @@ def parse_size(text: str) -> int:
     units = {"GIB": 1024**3, "GB": 1000**3, "MIB": 1024**2, "MB": 1000**2, "G": 1024**3, "M": 1024**2}
     for unit, factor in units.items():
         number = text.strip().upper().removesuffix(unit)
-        is_number = number != text.strip().upper() and number.strip().replace(".", "", 1).isdigit()
-        if is_number and (size := int(float(number) * factor)):
-            return size
-    raise SpecRefused(Problem("E-SPEC-016", "--device", f"{text!r} is no size", "write it as 24GiB"))
+        is_number = number != text.strip().upper() and number.strip().replace(".", "", 1).isdecimal()
+        if is_number and 1 <= (size := float(number) * factor) < 2**63:
+            return int(size)
+    raise SpecRefused(Problem("E-SPEC-016", "--device", f"{text[:40]!r} is no size", "write it as 24GiB"))

@@ -136,7 +136,7 @@ class ResourceSpec(Spec):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU where there is one.")
     memory_gib: float | None = Field(
-        None, gt=0, description="Memory that the plan must fit; default: what the device has free."
+        None, gt=0, le=2**30, description="Memory that the plan must fit; default: what the device has free."
     )
     processes: int = Field(
         1,

@@ -11,7 +11,15 @@ import pytest
 from tasks.architecture import shapes_of_config
 from tasks.errors import ArtifactRefused, SpecRefused
 from tasks.fitting import changed, in_words
-from tasks.memory import MemoryPlan, Shapes, nf4_bytes, plan_memory, refuse_if_too_large, trainable_of
+from tasks.memory import (
+    MemoryPlan,
+    Shapes,
+    nf4_bytes,
+    parse_size,
+    plan_memory,
+    refuse_if_too_large,
+    trainable_of,
+)
 from tasks.methods.catalogue import TRAINED
 from tasks.planning import fitted, full_static_bytes, largest_batch, rewritten, shapes_of, variants
 from tasks.specs import AdapterSpec, BaseSpec, DataSpec, MethodSpec, TrainingSpec
@@ -211,6 +219,14 @@ def test_columns_are_named_after_the_method_that_they_plan() -> None:
         assert [variant.plan.trainable for variant in found[1:]] == [trained, trained]
         for variant in found:
             assert variant.activations_again < variant.activations_kept == variant.plan.causes["activations"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "0GiB", "-1GiB", "1e3GiB", "²GiB", ".GiB", "1.1.1GiB", "9" * 400 + "GiB", "24"]
+)
+def test_what_is_no_size_of_a_memory_is_refused(text: str) -> None:
+    with pytest.raises(SpecRefused, match=r"^E-SPEC-016 --device: .* is no size"):
+        parse_size(text)
 
 
 def test_biases_are_planned_where_there_are_some_and_refused_where_there_are_none() -> None:

@@ -132,6 +132,7 @@ def test_a_spec_survives_json() -> None:
         ("drift", "false_alarm", 0),
         ("resources", "device", "tpu"),
         ("resources", "memory_gib", 0),
+        ("resources", "memory_gib", 1e308),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_at_its_field(section: str, key: str, value: Any) -> None:
