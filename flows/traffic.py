@@ -91,7 +91,7 @@ def taken_in(home: Home, champion: VersionRecord, path: Path) -> TakenIn:
 
 def inbox_taken_in(home: Home, champion: VersionRecord) -> tuple[Problem, ...]:
     """Every file of the task's inbox that was not taken in yet; what is wrong with those that are refused, which keep
-    no other from being taken in."""
+    no other from being taken in. Where another process takes in the task's traffic, they wait for the next time."""
     wrong: list[Problem] = []
     for path in inbox(home, champion.name):
         try:
@@ -100,6 +100,8 @@ def inbox_taken_in(home: Home, champion: VersionRecord) -> tuple[Problem, ...]:
                 voice.say(f"  {path.name}: {taken_in(home, champion, path).sentence}")
         except DataRefused as refused:
             wrong += refused.problems
+        except Conflict as busy:
+            voice.say(f"  {path.name}: {busy.problems[0].wrong}, so it is taken in next time")
         except (FileNotFoundError, PermissionError) as error:
             wrong.append(Problem("E-DRIFT-003", str(path), f"it cannot be opened ({error.strerror})", "check the file"))
     return tuple(wrong)

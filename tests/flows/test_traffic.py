@@ -112,9 +112,13 @@ def test_a_second_ingest_of_a_task_waits_its_turn(desk_home: Any, desk: Any) -> 
         ledger = opened().ledger
         lease = ledger.take_lease("traffic:intent", holder="somebody else", seconds=60)
         said = desk_home.run("traffic", "add", "intent", path)
+        path = put_in_inbox(desk_home, "intent", path)
+        watched = desk_home.run("watch")
         ledger.release_lease(lease)
     assert said.code == 6
     assert said.lines[-1].startswith("E-DRIFT-022 intent: another process takes in its traffic")
+    assert watched.code == 0, watched.err
+    assert "turn.jsonl: another process takes in its traffic, so it is taken in next time" in watched.err
     assert desk_home.run("traffic", "add", "intent", path).code == 0
 
 
