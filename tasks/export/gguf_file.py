@@ -73,6 +73,8 @@ def write_gguf(folder: Path, target: Path, *, name: str = "") -> None:
     if tree is not None:
         _tokens(writer, gguf.TokenType, tree, config)
         _frame(writer, tokenizer("")["input_ids"], config)
+        if template := _chat_template(tokenizer):
+            writer.add_chat_template(template)
     for stored, own in names.items():
         writer.add_tensor(own, _values(base, stored, config))
     writer.write_header_to_file()
@@ -198,6 +200,12 @@ def _tokens(writer: Any, kinds: Any, tree: Mapping[str, Any], config: Mapping[st
     writer.add_token_list([token for token, _ in listed])
     writer.add_token_types([kind for _, kind in listed])
     writer.add_token_merges([" ".join(pair) for pair in tree["model"]["merges"]])
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """How a conversation becomes a prompt; of several named ones the default."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _frame(writer: Any, around: Sequence[int], config: Mapping[str, Any]) -> None:

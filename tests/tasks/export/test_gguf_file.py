@@ -179,3 +179,14 @@ def test_a_prompt_begins_as_it_does_for_the_model(begins: bool, other: Other, tm
     fields = read(with_tokenizer(other(), frame), tmp_path / "model.gguf")
     assert fields["tokenizer.ggml.add_bos_token"] is begins
     assert fields["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_a_conversation_becomes_a_prompt_as_it_does_for_the_model(other: Other, tmp_path: Path) -> None:
+    folder, chat = other(), "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert "tokenizer.chat_template" not in read(folder, tmp_path / "plain.gguf")
+    (folder / "chat_template.jinja").write_text(chat)
+    assert read(folder, tmp_path / "one.gguf")["tokenizer.chat_template"] == chat
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    fields = read(folder, tmp_path / "two.gguf")
+    assert (fields["tokenizer.chat_template"], "tools" in str(fields.keys())) == (chat, False)
