@@ -76,6 +76,7 @@ def _parsed(line: bytes) -> Record:
 
 
 def _csv(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    csv.field_size_limit(LONGEST_LINE_BYTES)  # one setting for the whole process, so it is set where it is relied on
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
         with _readable(path, "CSV"):

@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from tasks.drift.traffic import SetAside, TrafficRow, newest, read_traffic, traffic_rows
+from tasks.drift.traffic_files import LONGEST_LINE_BYTES
 from tasks.errors import DataRefused
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -185,6 +186,17 @@ def test_a_csv_row_of_another_width_or_encoding_is_set_aside_by_line(tmp_path: P
     ]
 
 
+def test_a_long_value_of_a_csv_file_is_read_whatever_else_the_process_has_read(tmp_path: Path) -> None:
+    path, before = tmp_path / "a.csv", csv.field_size_limit(1000)
+    path.write_text(f"id,time,message\ne1,2026-02-01,{'x' * 200_000}\ne2,2026-02-01,{'x' * 1_000_001}\n")
+    try:
+        found = read(path)
+    finally:
+        csv.field_size_limit(before)
+    assert [len(row.columns["message"]) for row in found.rows] == [200_000]
+    assert [one.reason for one in found.set_aside] == ["1,000,001 characters, at most 1,000,000 are read"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code", "says"),
     [
@@ -195,7 +207,7 @@ def test_a_csv_row_of_another_width_or_encoding_is_set_aside_by_line(tmp_path: P
         ("e.parquet", b"not a table", "E-DRIFT-005", "not readable as Parquet"),
         ("f.csv", bytes(range(256)) * 9, "E-DRIFT-005", "not readable as CSV (its first line is no UTF-8 text)"),
         ("g.csv", "id,time,message\n".encode("utf-16"), "E-DRIFT-005", "its first line is no UTF-8 text"),
-        ("h.csv", b"x" * 200_000, "E-DRIFT-005", "not readable as CSV (field larger than"),
+        ("h.csv", b"x" * (LONGEST_LINE_BYTES + 1), "E-DRIFT-005", "not readable as CSV (field larger than"),
         ("i.csv", b'id,when,"a\nb",message\n', "E-DRIFT-004", "found id, when, a?b, message"),
     ],
 )
