@@ -110,8 +110,8 @@ def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any]) -> No
     The same run may take it up again, so that its retry goes on; so may any run, where the one before was interrupted.
 
     Raises:
-        GateRefused: another run has taken it up; the task was taught too recently or too often; or another version is
-            served by now.
+        GateRefused: another run has taken it up; the task was taught too recently or too often; another version is
+            served by now; or the window was judged otherwise since.
         Conflict: another event of the task is being weighed at this moment; a retry is safe.
     """
     who, window = flow_run_id() or uuid.uuid4().hex, str(finding["window"])
@@ -125,6 +125,11 @@ def claim(home: Home, champion: VersionRecord, finding: Mapping[str, Any]) -> No
         raise GateRefused.one("E-GATE-005", champion.ref, wrong, "nothing to do: watch judges the new champion")
     if taken is not None:
         return
+    findings = home.ledger.findings(champion.name)
+    judged = [one for one in findings if (one.version, one.window_digest) == (champion.ref, window)]
+    if judged and judged[-1].action != ASKS:
+        wrong = f"window {window[:12]} was judged again: {judged[-1].verdict}, {judged[-1].action}"
+        raise GateRefused.one("E-GATE-006", champion.ref, wrong, "nothing to do: the newest verdict stands")
     lease = home.ledger.take_lease(f"retrain:{champion.name}", holder=who, seconds=LEASE_SECONDS)
     if lease is None:
         wrong = "another event of this task is being weighed"

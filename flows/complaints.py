@@ -25,9 +25,11 @@ def stop_behind(error: BaseException) -> BaseException:
     """The stop that was heard, where a failure met while it was obeyed came in its place: a service beside the command
     on its terminal hears Ctrl-C too, and is gone. An error of ours stands."""
     behind: BaseException | None = error
-    while behind is not None and not _is_ours(error) and not isinstance(error, SystemExit):
+    seen: list[BaseException] = []  # a chain may bite its own tail
+    while behind is not None and behind not in seen and not _is_ours(error) and not isinstance(error, SystemExit):
         if isinstance(behind, (*STOPPED, Stopped)):
             return behind
+        seen.append(behind)
         behind = behind.__cause__ or behind.__context__
     return error
 
@@ -53,7 +55,7 @@ def problems_and_code(error: BaseException) -> tuple[tuple[Problem, ...], int]:
         where = str(error.filename or "disk")
         return (Problem("E-STORE-006", where, "no space left", "free space and run again"),), NO_SPACE
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        where, wrong = f"{str(error.filename)[:60]}...", "is too long for the name of a file"
+        where, wrong = f"{str(error.filename or 'a name')[:60]}", "is too long for the name of a file"
         return (Problem("E-SPEC-049", where, wrong, "name another"),), USAGE
     if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         remedy = "see to the disk and its permissions, and run again; what was written before is whole"

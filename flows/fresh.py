@@ -38,13 +38,14 @@ def fresh_events(home: Home, champion: VersionRecord, since: datetime | None = N
     spec = AdapterSpec.model_validate(champion.spec)
     known = [remembered_dataset(home, digest).snapshot for digest in datasets_of(champion)]
     met = {(e.key, e.target) for snapshot in known for side in SIDES for e in snapshot.examples(side)}
-    blank = dict.fromkeys((*input_columns(spec), *target_columns(spec)), "")
 
     def is_news(event: Event) -> bool:
-        example = example_of(spec, {**blank, **event.columns}, 0)
-        return (example.key, example.target) not in met and (
-            since is None or (event.at is not None and event.at >= since)
-        )
+        if event.at is None or (since is not None and event.at < since):
+            return False
+        if not event.columns.keys() >= set(input_columns(spec)):  # taken in when the task asked for other columns
+            return False
+        example = example_of(spec, event.columns, 0)
+        return (example.key, example.target) not in met
 
     return tuple(filter(is_news, known_events(home, champion, spec.retrain.fresh_rows, labelled=True)))
 
@@ -63,7 +64,7 @@ def fresh_rows(
     """
     if source is None:
         events = fresh_events(home, champion, since)
-        rows = [TrafficRow(e.id, e.at, e.source, dict(e.columns)) for e in events if e.at]
+        rows = [TrafficRow(e.id, e.at, e.source, dict(e.columns)) for e in events]
         aside: Sequence[SetAside] = ()
     else:
         rows, aside = labelled_rows(champion, source, since)

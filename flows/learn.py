@@ -124,14 +124,15 @@ class Planned:
 
 
 @cheap
-def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset) -> Planned:
-    """What the run will need, before a weight is loaded; corrected by what earlier runs measured.
+def planned(spec: AdapterSpec, base: BaseRecord, data: Dataset, replay: Sequence[Example] = ()) -> Planned:
+    """What a run on these rows, and those that it replays, will need, before a weight is loaded; corrected by what
+    earlier runs measured.
 
     Raises:
         SpecRefused: it cannot fit, or the method does not fit the base; with what would.
     """
     folder = base_folder(spec.base)
-    examples = [e for side in SIDES for e in data.snapshot.examples(side)]
+    examples = [*(e for side in SIDES for e in data.snapshot.examples(side)), *replay]
     count = token_counter(spec.base)
     longest = max(count([e.input + e.target for e in examples]))
     context = read_shapes(folder).config.get("max_position_embeddings")

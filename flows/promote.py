@@ -147,12 +147,14 @@ def judged_from_ledger(home: Home, version: VersionRecord) -> Decision:
         served = scores_on_tests(home, champion.ref, spec.metric)
         held: dict[str, Held] = {}
         made_from = dict(version.parents)
-        window = made_from.get("window", "") if made_from.get("previous") == champion.ref else ""
-        for data in scores_on_tests(home, champion.ref):
+        retrained = made_from.get("previous") == champion.ref
+        window = made_from.get("window", "").removeprefix("dataset:") if retrained else ""
+        if window:  # on which nobody was scored yet if the retrain was interrupted: then nothing is gained
+            both = on_same_rows(own[window], served[window]) if window in own and window in served else ([], [])
+            found.append(gains_on_fresh(*both, gates))
+        for data in [one for one in scores_on_tests(home, champion.ref) if one != window]:
             name = f"test of {data[:8]}"
-            if data in own and data in served and data == window.removeprefix("dataset:"):
-                found.append(gains_on_fresh(*on_same_rows(own[data], served[data]), gates))
-            elif data in own and data in served:
+            if data in own and data in served:
                 held[name] = Held(*on_same_rows(own[data], served[data]))
             else:  # a champion's slice on which the candidate was never scored proves nothing
                 found.append(Gate(f"scored on {name}", 0.0, -1.0, 0.0, 0, passed=False))

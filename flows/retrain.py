@@ -233,8 +233,9 @@ def attempted(
     base = identified(home, spec.base)
     known = [remembered_dataset(home, digest) for digest in datasets_of(champion)]
     spec = passed_over(spec, fresh, known)
-    asked = planned(spec, base, fresh)
     replay = replayed(spec, fresh, known)
+    old = [e for data in known for e in in_force(spec, data, "validation")] if replay else []
+    asked = planned(spec, base, fresh, [*replay, *old])
     slices = [slice_of(spec, fresh, name="fresh"), *(slice_of(spec, data) for data in known)]
     void = {e.key for data in known for e in data.snapshot.examples("test")}
     void -= {e.key for data in known for e in in_force(spec, data, "test")}
@@ -249,7 +250,6 @@ def attempted(
         version = home.ledger.by_key(key)
         if version is None:
             learn = [*apart(home, spec, fresh, "train"), *replay]
-            old = [e for data in known for e in in_force(spec, data, "validation")] if replay else []
             choose = [*apart(home, spec, fresh, "validation"), *old]
             adapter = home.ledger.files(champion.ref) if spec.retrain.start == "champion" else None
             tags = {"factory.flow": "retrain", "factory.previous": champion.ref}

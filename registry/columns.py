@@ -22,7 +22,7 @@ TextKey = Annotated[str, mapped_column(primary_key=True)]
 
 
 class Utc(TypeDecorator[datetime]):
-    """A moment with its zone; SQLite forgets the zone, so it is given back on reading."""
+    """A moment in UTC; SQLite forgets the zone, PostgreSQL gives that of the session."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -31,7 +31,9 @@ class Utc(TypeDecorator[datetime]):
         return value if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 class Table(DeclarativeBase):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import and_, func, insert, select
 from sqlalchemy.orm import Session
 
 from registry.database import Database, insert_once
@@ -126,7 +126,11 @@ class TrafficStore:
         taken = select(TrafficRow.event).where(
             TrafficRow.task == task, TrafficRow.event == row.event, TrafficRow.at.is_not(None)
         )
-        query = select(row.row, row.at, row.field, row.reason).where(row.task == task, ~taken.exists())
+        named = TrafficIngestRow.source  # the file's name stays where it grows
+        query = select(named, row.row, row.event, row.field, row.reason).join(
+            TrafficIngestRow, and_(TrafficIngestRow.task == row.task, TrafficIngestRow.digest == row.digest)
+        )
+        query = query.where(row.task == task, ~taken.exists())
         query = query.where(row.at.is_not(None) if since is None else row.at >= since)
         query = query if after is None else query.where(row.at > after)
         with self._database.reading() as session:
@@ -174,16 +178,17 @@ def _take(session: Session, row: TrafficIngestRow, batch: Batch) -> None:
     changed: dict[str, Event] = {}
     aside = list(batch.aside)
     repeated = late = 0
+    moment: datetime | None = None  # of the row before, for one that has no time
     for number, event in batch.events:
+        moment = event.at or moment
         before = new.get(event.id) or changed.get(event.id) or known.get(event.id)
         if before is None:
             new[event.id] = event
             continue
         clash = _clash(before, event)
         if clash:
-            aside.append(
-                Aside(number, clash, f"id '{event.id[:80]}' came before with another {clash}", event.at or before.at)
-            )
+            at = event.at or before.at or moment or datetime.now(UTC)
+            aside.append(Aside(number, clash, f"id '{event.id[:80]}' came before with another {clash}", at))
             continue
         repeated += 1
         merged = Event(

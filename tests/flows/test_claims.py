@@ -59,6 +59,21 @@ def test_a_thousand_duplicate_and_shuffled_events_cause_one_run(factory: Any, as
     assert {"E-GATE-002", "E-GATE-003"} <= reasons <= {"E-GATE-002", "E-GATE-003", "E-GATE-004"}
 
 
+def test_an_event_about_a_window_that_was_judged_otherwise_since_is_over(factory: Any, asking: Any) -> None:
+    from flows.claims import claim
+    from flows.wiring import opened
+    from registry.records import FindingRecord
+    from tasks.errors import GateRefused
+
+    champion, event = asking
+    asked = event("0d")
+    fault = FindingRecord("intent", champion.ref, asked["window"], "pipeline fault", "stop and look", {})
+    opened().ledger.remember_finding(fault)
+    with pytest.raises(GateRefused, match=r"E-GATE-006 .*judged again: pipeline fault, stop and look"):
+        claim(opened(), champion, asked)
+    assert factory.sql("SELECT count(*) FROM retrain_claims WHERE window_digest = ?", asked["window"]) == [(0,)]
+
+
 def test_an_event_about_a_version_that_is_not_served_any_more_is_over(factory: Any, asking: Any) -> None:
     from flows.claims import claim
     from flows.wiring import opened

@@ -91,6 +91,12 @@ def test_what_fails_while_a_stop_is_obeyed_does_not_hide_the_stop(
     assert (ended.value.code, capsys.readouterr().err.splitlines()) == (code, lines)
 
 
+def test_a_chain_of_errors_that_bites_its_tail_ends() -> None:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__context__, second.__cause__ = second, first
+    assert stop_behind(first) is first
+
+
 def test_an_error_of_ours_is_told_whatever_was_heard_before_it() -> None:
     refused = task_errors.DataRefused.one(*PARTS)
     refused.__context__ = KeyboardInterrupt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_repair_fits_where_a_run_of_that_recipe_would_be_let_through(
     new_factory: Any, desk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory that there was before the first run counts, not what that run has left of it."""
-    from flows.learn import DeviceMemory
+    from flows.learn import DeviceMemory, planned
     from flows.train import prepared
     from flows.wiring import opened
     from tasks.memory import Correction
@@ -90,6 +91,11 @@ def test_a_repair_fits_where_a_run_of_that_recipe_would_be_let_through(
         home = opened()
         own, more = (prepared(home, each).plan.peak_bytes for each in (spec, repaired))
         assert own < more
+        ready = prepared(home, spec)
+        first = ready.data.snapshot.examples("train")[0]
+        longer = replace(first, input=f"{first.input} " * 3)  # one that is replayed counts as those of the window do
+        assert planned(ready.spec, ready.base, ready.data, [first]).plan.peak_bytes == ready.plan.peak_bytes
+        assert planned(ready.spec, ready.base, ready.data, [longer]).plan.peak_bytes > ready.plan.peak_bytes
         for free in (own, more - 1, more):
             room, free = prepared(home, spec), 0
             assert room.fits(spec)

@@ -73,6 +73,9 @@ def test_a_retrain_reads_labelled_requests_that_its_champion_has_not_met_and_non
                 fresh_rows(home, champion, None, since) for since in (datetime(2026, 3, 1, tzinfo=UTC), None)
             )
         )
+        other = {**champion.spec, "data": {**champion.spec["data"], "prompt": "{text} {shop} intent:"}}
+        with pytest.raises(DataRefused, match="no request is labelled that it has not met"):
+            fresh_rows(home, replace(champion, spec=other))  # no request was taken in with its shop
         with pytest.raises(DataRefused, match="no request is labelled that it has not met since 2027-01-01"):
             fresh_rows(home, champion, None, datetime(2027, 1, 1, tzinfo=UTC))
     assert sorted(row["text"] for row in march) == sorted(row["text"] for row in rows)

@@ -25,8 +25,8 @@ def label(number: int, text: str) -> Event:
     return Event(f"e{number}", None, "", {"label": text})
 
 
-def take(store: TrafficStore, rows: list[Event | Aside], digest: str = "a", size: int = 4):
-    ingest = store.begin("triage", digest * 64, f"{digest}.jsonl")
+def take(store: TrafficStore, rows: list[Event | Aside], digest: str = "a", size: int = 4, name: str = ""):
+    ingest = store.begin("triage", digest * 64, name or f"{digest}.jsonl")
     numbered = [Aside(n, *row[1:]) if isinstance(row, Aside) else (n, row) for n, row in enumerate(rows, 1)]
     for batch in batches(numbered, size, after=ingest.through):
         ingest = store.add(ingest, batch)
@@ -117,10 +117,27 @@ def test_a_malformed_row_counts_from_its_time_on_once_and_not_where_it_came_agai
     assert [store.malformed("triage", since=day) for day in (None, at[1], at[2], at[4])] == [3, 3, 2, 1]
     assert (store.malformed("triage", after=at[1]), store.malformed("triage", since=at[1], after=at[4])) == (2, 0)
     assert store.malformed("other") == 0
-    take(store, [*broken, Aside(0, "", "not valid JSON", at[4])], "b")  # the same file, which has grown
+    later = [broken[0]._replace(at=at[4]), *broken[1:]]  # the time of a first row is that of the reading
+    take(store, [*later, Aside(0, "", "not valid JSON", at[4])], "b", name="a.jsonl")  # the same file, which has grown
     assert store.malformed("triage") == 4
     take(store, [event(9)], "c")  # the row was mended
     assert store.malformed("triage") == 3
+
+
+def test_malformed_rows_of_several_files_and_of_several_requests_count_each(store) -> None:
+    for name in "ab":
+        take(store, [Aside(0, "", "not valid JSON", START), Aside(0, "text", "missing", START, f"{name}2")], name)
+    assert store.malformed("triage", since=START) == 4
+    again = [Aside(0, "", "not valid JSON", START), Aside(0, "text", "missing", START, "z2")]
+    take(store, again, "c", name="a.jsonl")  # another file of the name: its first row may be the same, not its second
+    assert store.malformed("triage", since=START) == 5
+
+
+def test_labels_that_contradict_each_other_before_their_request_has_come_are_malformed(store) -> None:
+    take(store, [event(1), label(2, "x"), label(2, "y")])
+    assert store.malformed("triage", since=START + timedelta(minutes=1)) == 1
+    take(store, [label(3, "x"), label(3, "y")], "b")
+    assert store.malformed("triage", since=START) == 2
 
 
 def test_a_label_that_waits_for_its_event_is_no_part_of_a_window(store) -> None:
