@@ -14,7 +14,7 @@ from prefect import flow
 
 from flows.learn import datasets_of
 from flows.merge_parents import merged_into, unchanged
-from flows.merge_result import refuse_unless_room_for
+from flows.places import make_room_for
 from flows.policy import on_gpu
 from flows.progress import voice
 from flows.sealing import sealed
@@ -59,7 +59,7 @@ def export(
     if (rank, energy) != (None, None) and (form, version.kind) != ("adapter", "merged"):
         wrong, remedy = "cut the adapter of a merged model, and nothing else", "leave them out, or see `factory trim`"
         raise SpecRefused.one("E-EXPORT-010", "--rank, --energy", wrong, remedy)
-    refuse_unless_room_for(target)
+    make_room_for(target)
     if target.exists():
         raise SpecRefused.one("E-EXPORT-001", target, "is there already", "name a new folder or file")
     note = written(home, version, form, target, rank, energy)

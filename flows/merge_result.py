@@ -12,6 +12,7 @@ from flows.keep import bound
 from flows.learn import threads
 from flows.merge_candidates import Setting, updates_of
 from flows.merge_parents import Expert, Planned
+from flows.places import make_room_for
 from flows.policy import cheap
 from flows.progress import voice
 from flows.promote import made_champion, promoting
@@ -181,20 +182,6 @@ def served(home: Home, version: VersionRecord, decision: Decision) -> bool:
     return True
 
 
-def refuse_unless_room_for(target: Path) -> None:
-    """Make the folders that a target lies in.
-
-    Raises:
-        SpecRefused: they cannot be made.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.exists()  # a name may be too long
-    except OSError as error:
-        wrong = f"cannot be made: {error.strerror}"
-        raise SpecRefused.one("E-EXPORT-001", target, wrong, "name another place") from None
-
-
 def refuse_foreign(target: Path) -> None:
     """An export takes the place of nothing, of an empty folder, or of an earlier export as it was written.
 
@@ -203,7 +190,7 @@ def refuse_foreign(target: Path) -> None:
     """
     from tasks.export.model import verify_export
 
-    refuse_unless_room_for(target)
+    make_room_for(target)
     try:
         if target.exists() and not (target.is_dir() and not any(target.iterdir())):
             verify_export(target)

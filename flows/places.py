@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,20 @@ def writing_to(path: Path, option: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
-        wrong = f"cannot be written: {(error.strerror or 'no reason given').lower()}"
+        reason = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno  # a file where a folder has to be
+        wrong = f"cannot be written: {os.strerror(reason).lower()}"
         raise SpecRefused.one("E-SPEC-049", f"{option} {path}", wrong, "name another place") from error
+
+
+def make_room_for(path: Path, option: str = "--out") -> None:
+    """The folders above a path.
+
+    Raises:
+        SpecRefused: nothing can be written there.
+    """
+    with writing_to(path, option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.exists()  # its own name may be too long
 
 
 def write_out(path: Path, data: bytes, option: str = "--out") -> None:
@@ -46,6 +59,6 @@ def write_out(path: Path, data: bytes, option: str = "--out") -> None:
     Raises:
         SpecRefused: nothing can be written there.
     """
+    make_room_for(path, option)
     with writing_to(path, option):
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

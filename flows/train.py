@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from prefect import flow
 
@@ -100,8 +99,17 @@ def train(spec_path: str, promote: bool = True) -> TrainOutcome:
             slice_of(spec, data),
         )
         slices = [test, *earlier_slices(home, spec, data)]
-        place: dict[str, Any] = {"workplace": workplace, "fits": asked.fits}
-        with trained_well(home, spec, learn, choose, name=spec.task, tags=TAGS, datasets=[data], **place) as candidate:
+        with trained_well(
+            home,
+            spec,
+            learn,
+            choose,
+            name=spec.task,
+            tags=TAGS,
+            datasets=[data],
+            workplace=workplace,
+            fits=asked.fits,
+        ) as candidate:
             before = scored(spec, [test], None, learn)[test.name]
             scores = scored(spec, slices, candidate.folder)
             after = scores[test.name]

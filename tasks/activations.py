@@ -107,9 +107,7 @@ def _output_bytes(spec: AdapterSpec, config: Mapping[str, Any], step: Step) -> i
         return 0
     vocabulary = step.rows * int(config.get("vocab_size", 32_000))
     whole = step.tokens * step.width
-    if config.get(
-        "final_logit_softcapping"
-    ):  # at all positions what tanh gave, and the gradients on the way back to it
+    if config.get("final_logit_softcapping"):  # at all positions: what tanh gave, and the gradients back to it
         return vocabulary * max(4 * whole, 2 * whole + 12 * step.answers)
     scaled = any(config.get(name) not in (None, 1) for name in LOGIT_SCALES)
     everywhere = scaled or METHODS[spec.method.name].not_for_classes

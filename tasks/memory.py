@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,20 +196,21 @@ def plan_memory(
             found["learned correction"] = learned
         return found
 
-    def plan_of(changed: AdapterSpec, remedies: tuple[Mapping[str, Any], ...] = ()) -> MemoryPlan:
-        tokens, rows, adapts = (
-            min(longest_tokens, changed.data.max_tokens),
-            rows_at_once(changed),
-            _adapts(changed, shapes),
-        )
+    def plan_of(changed: AdapterSpec) -> MemoryPlan:
         return MemoryPlan(
-            causes_of(changed), available_bytes, trainable, shapes.parameters, rows, tokens, remedies, adapts
+            causes=causes_of(changed),
+            available_bytes=available_bytes,
+            trainable=trainable,
+            parameters=shapes.parameters,
+            micro_batch=rows_at_once(changed),
+            tokens=min(longest_tokens, changed.data.max_tokens),
+            has_targets=_adapts(changed, shapes),
         )
 
     plan = plan_of(spec)
-    return (
-        plan if plan.fits else plan_of(spec, fitting_changes(spec, plan.tokens, lambda changed: plan_of(changed).fits))
-    )
+    if plan.fits:
+        return plan
+    return replace(plan, remedies=fitting_changes(spec, plan.tokens, lambda changed: plan_of(changed).fits))
 
 
 def _adapts(spec: AdapterSpec, shapes: Shapes) -> bool:

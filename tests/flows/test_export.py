@@ -173,8 +173,8 @@ def test_with_a_key_what_is_unsigned_stays_here_and_what_leaves_is_signed(
         (("pair:1", "--format", "adapter", "--out", "x"), 2, "E-MERGE-010"),
         (("intent:1", "--format", "adapter", "--rank", "2", "--out", "x"), 2, "E-EXPORT-010 --rank, --energy"),
         (("pair:1", "--format", "gguf", "--energy", "0.9", "--out", "x"), 2, "E-EXPORT-010 --rank, --energy"),
-        (("intent:1", "--out", "/dev/null/x"), 2, "E-EXPORT-001 /dev/null/x: cannot be made"),
-        (("intent:1", "--out", "x" * 300), 2, "cannot be made: File name too long"),
+        (("intent:1", "--out", "/dev/null/x"), 2, "E-SPEC-049 --out /dev/null/x: cannot be written: not a directory"),
+        (("intent:1", "--out", "x" * 300), 2, "cannot be written: file name too long"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
